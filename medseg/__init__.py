@@ -22,7 +22,7 @@ _HOME = {
     "MedsegError": "medseg.errors",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (a list of str, built from the table)
+__all__ = [*sorted(_HOME), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,123 @@
+"""What all commands share: options, output as text or JSON, and the way from an error to an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.errors import MedsegError
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder that holds the data sets (or MEDSEG_DATA).", envvar="MEDSEG_DATA", show_default=False
+    ),
+]
+PipelinesOption = Annotated[
+    Path | None,
+    typer.Option("--pipelines", help="Folder of pipelines to look in before the others.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override one key: --set train.epochs=5 --set network.UNet.channels=[16,32].", show_default=False
+    ),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)]
+
+state: dict[str, bool] = {"debug": False, "json": False}
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: its examples, one a line, not wrapped."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def say(text: str = "") -> None:
+    """A line of result on standard output; nothing when JSON was asked for."""
+    if not state["json"]:
+        print(text)
+
+
+def note(text: str) -> None:
+    """A line about the work on standard error."""
+    print(text, file=sys.stderr)
+
+
+def show_json(value: Any) -> None:
+    """The result for programs: one JSON document on standard output."""
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table on standard output."""
+    if state["json"]:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for number, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[number], int | float) for row in rows)
+        shown.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # Text, not str: names of files and labels may look like rich's markup
+        shown.add_row(*[Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row])
+    Console(soft_wrap=False, width=None if sys.stdout.isatty() else 140).print(shown)
+
+
+def report_error(error: MedsegError) -> None:
+    """Print an error: as text on standard error, and as JSON on standard output when that was asked for."""
+    if state["json"]:
+        show_json({"error": [problem.as_dict() for problem in error.problems], "exit_code": error.exit_code})
+    print(f"medseg: {error}", file=sys.stderr)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what escapes from a command into medseg's exit codes (0 done ... 143 terminated)."""
+    try:
+        yield
+    except MedsegError as error:
+        if state["debug"]:
+            raise
+        report_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        note("medseg: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing is wrong
+        sys.stderr.close()
+        sys.exit(0)
+    except (MemoryError, OSError) as error:
+        if state["debug"]:
+            raise
+        note(f"medseg: E500: {type(error).__name__}: {error}")
+        sys.exit(5)
+    except Exception as error:
+        if state["debug"]:
+            raise
+        note(f"medseg: E100: this is a bug in medseg: {type(error).__name__}: {error}")
+        note("  fix: run again with --debug before the command's name and report what it prints")
+        sys.exit(1)
+
+
+def newest(run: Path) -> Path:
+    """A folder of runs stands for its newest run."""
+    from medseg.run import newest_run
+
+    return newest_run(run)
+
+
+def show_summary(result: Any) -> None:
+    """The table of scores that an evaluation ended with."""
+    table("Scores", *result.table())

@@ -1,0 +1,132 @@
+"""`medseg train`: choose the pipeline, train one fold or all, score the validation cases, write the report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.cli_common import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    PipelinesOption,
+    SetOption,
+    say,
+    show_json,
+    show_summary,
+    state,
+    table,
+)
+
+
+def train(
+    name: Annotated[str | None, typer.Argument(help="A pipeline, a YAML file, or a data set with --pipeline.")] = None,
+    data: DataOption = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")] = Path("runs"),
+    pipeline: Annotated[str | None, typer.Option(help="Use this pipeline's choices for the data set NAME.")] = None,
+    pipelines: PipelinesOption = None,
+    fold: Annotated[str, typer.Option(help="0, 1, ... or all.")] = "0",
+    minutes: Annotated[float | None, typer.Option(help="Short for --set train.minutes=...")] = None,
+    settings: SetOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run exactly where it stopped.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this run or checkpoint.")] = None,
+    device: DeviceOption = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Folder for preprocessed cases.")] = None,
+    report: Annotated[bool, typer.Option(help="Score the validation cases and write report.html at the end.")] = True,
+    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Try learning rates, print the best, do not train.")
+    ] = False,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Also log to MLflow (extra: mlflow).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a pipeline on a data set; validate, keep the best, report.
+
+    Reads datasets.yaml for what the data are and pipelines/NAME.yaml for what to do with them. Everything is checked
+    before any image is opened. Ctrl-C saves and says how to go on.
+    """
+    state["json"] = as_json
+    from medseg import training
+
+    overrides = [*(settings or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
+    plan = None
+    if resume is None:
+        plan = _pipeline_for(name, pipeline, pipelines, overrides, data)
+    common: dict[str, Any] = {"data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow}
+    if find_lr:
+        result = training.find_learning_rate(plan, data=data, device=device, cache=cache)
+        table("Learning rates", ["learning rate", "loss"], [list(row) for row in result.rows])
+        say(
+            f"suggested: {result.suggested:.2e}   "
+            f"use it with --set optimizer.{result.optimizer}.lr={result.suggested:.2e}"
+        )
+        if as_json:
+            show_json({"suggested": result.suggested, "rows": result.rows})
+        return
+    if resume is not None:
+        runs = [training.train(None, resume=resume, overrides=overrides, **common)]
+    else:
+        folds = range(plan.train.folds) if fold == "all" else [_fold_number(fold)]
+        runs = [training.train(plan, output=output, fold=k, init=init, **common) for k in folds]
+    reports = [_score_and_report(run) for run in runs] if report and _writes() else []
+    if fold == "all" and resume is None and report and _writes():
+        reports.append(_pool_folds(runs))
+    for run in runs:
+        say(f"run: {run}")
+    for page in reports:
+        say(f"report: {page}")
+    if as_json:
+        show_json({"runs": runs, "reports": reports})
+
+
+def _pipeline_for(
+    name: str | None, pipeline: str | None, folder: Path | None, overrides: list[str], data: Path | None
+) -> Any:
+    """The pipeline called `name`, or the choices of `--pipeline` for the data set called `name`."""
+    from medseg import config
+    from medseg.errors import UsageError
+
+    if name is None:
+        raise UsageError(
+            "no pipeline given",
+            field="NAME",
+            expected=", ".join(config.pipeline_names(folder)),
+            fix="medseg train NAME",
+        )
+    if pipeline is None:
+        return config.load_pipeline(name, folder=folder, overrides=overrides, root=data)
+    return config.load_pipeline(pipeline, folder=folder, overrides=[f"dataset={name}", *overrides], root=data)
+
+
+def _fold_number(text: str) -> int:
+    from medseg.errors import UsageError
+
+    if not text.isdecimal():
+        raise UsageError("not a fold", field="--fold", expected="0, 1, ... or all", found=text)
+    return int(text)
+
+
+def _writes() -> bool:
+    """Only the first of several processes started by torchrun writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _score_and_report(run: Path) -> Path:
+    from medseg import evaluation
+    from medseg import report as program
+
+    show_summary(evaluation.evaluate(run, progress=not state["json"]))
+    return program.write_report(run)
+
+
+def _pool_folds(runs: list[Path]) -> Path:
+    """Scores of all folds together: each case was predicted by the one model that had not seen it."""
+    from medseg import evaluation
+    from medseg import report as program
+
+    result = evaluation.pool_runs(runs)
+    show_summary(result)
+    return program.write_report(result.folder)

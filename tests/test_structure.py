@@ -1,0 +1,182 @@
+"""The house stands as designed: floors, no data set's name in code, public names, size of modules, fast help."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import medseg
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "medseg"
+
+PARTS = {"transforms", "losses", "metrics", "networks"}
+PROGRAMS = {"training", "prediction", "evaluation", "comparison", "report", "export", "phantom"}
+# Floor 4 has an order of its own: what reads files lies below what makes cases of them, and so on.
+SERVICES = ["files", "volumes", "run", "data", "cache", "checkpoint", "inference", "engine"]
+FLOORS = {
+    0: {"errors"},
+    1: PARTS,
+    2: {"component"},
+    3: {"config"},
+    4: {"files", "volumes", "distributed", "run", "data", "cache", "checkpoint", "inference", "engine"},
+    5: {"handlers"},
+    6: PROGRAMS,
+    7: {"cli"},
+}
+# Modules split off to keep files short stand on the floor of the module whose name they begin with
+# (volumes_dicom.py is volumes) or, if they have a name of their own, are listed here with the floor's reason.
+EXTRA: dict[str, tuple[int, str]] = {}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The name on the floor plan: the package for a part, the module itself otherwise."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> int | None:
+    for number, names in FLOORS.items():
+        if any(name == n or name.startswith(n + "_") for n in names):
+            return number
+    return EXTRA[name][0] if name in EXTRA else None
+
+
+def imports(path: Path) -> set[str]:
+    """Units of medseg that a module imports, at any depth (a lazy import is an import all the same)."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [node.module or ""]
+            if node.module == "medseg":
+                names = [f"medseg.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("medseg.")}
+    return found - {"__version__", unit(path)}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_lower_floors(path):
+    name = unit(path)
+    if name in ("__init__", "__main__", "resources"):
+        return
+    own = floor(name)
+    assert own is not None, f"{name} stands on no floor: add it to FLOORS or EXTRA with a reason"
+    for other in imports(path):
+        assert floor(other) is not None, f"{path.name} imports {other}, which stands on no floor"
+        if own == floor(other):
+            assert name not in PARTS, f"parts do not import one another: {path.name} -> {other}"
+            same_family = name.split("_")[0] == other.split("_")[0]
+            assert own == 4 or same_family, f"programs do not import one another: {path.name} -> {other}"
+        else:
+            assert floor(other) < own, f"{path.name} (floor {own}) imports {other} (floor {floor(other)})"
+
+
+def test_services_do_not_import_in_circles():
+    edges: dict[str, set[str]] = {}
+    for path in modules():
+        if floor(unit(path)) == 4:
+            edges.setdefault(unit(path), set()).update(other for other in imports(path) if floor(other) == 4)
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, "circle: " + " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in edges.get(name, ()):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+    for low, high in itertools.pairwise(SERVICES):
+        assert high not in edges.get(low, set()), f"{low} lies below {high}"
+
+
+def test_no_data_sets_name_is_in_the_code():
+    names = set(yaml.safe_load((ROOT / "datasets.yaml").read_text(encoding="utf-8")))
+    # words of the field that are also names of sets: they may be written in prose about organs and shapes
+    common = {"liver", "lung", "shapes", "cell", "drive"}
+    for path in modules():
+        if path.name == "phantom.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare):  # `if dataset == "liver"` in any of its forms
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        assert part.value not in names | common, (
+                            f"{path.name}:{node.lineno} compares with {part.value!r}"
+                        )
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                assert node.value not in names - common, f"{path.name}:{node.lineno} names {node.value!r}"
+
+
+def test_public_names_are_real_and_documented():
+    expected = {
+        "train", "predict", "evaluate", "compare", "load_pipeline", "load_model", "export_bundle", "export_onnx",
+        "MedsegError", "__version__",
+    }  # fmt: skip
+    assert set(medseg.__all__) == expected
+    for name in expected:
+        value = getattr(medseg, name)
+        assert value is not None
+        if callable(value):
+            assert value.__doc__, f"medseg.{name} has no docstring"
+    with pytest.raises(AttributeError):
+        _ = medseg.no_such_name
+
+
+@pytest.mark.parametrize("package", [*sorted(PARTS), "inference"])
+def test_every_public_part_exists_and_has_a_docstring(package):
+    module = __import__(f"medseg.{package}", fromlist=["__all__"])
+    assert module.__all__ == sorted(module.__all__, key=str) or len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if callable(value):
+            assert value.__doc__, f"medseg.{package}.{name} has no docstring"
+
+
+def test_modules_are_short():
+    for path in modules():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys, medseg.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'torch', 'monai', 'numpy', 'SimpleITK', 'pydicom', 'scipy', 'nibabel', 'matplotlib', 'pydantic', 'yaml'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_no_version_differs():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    match = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
+    assert match
+    assert match[1] == medseg.__version__
