@@ -1,0 +1,281 @@
+"""A component is a name and its arguments: read from YAML, checked against the part's signature, built, or written out.
+
+In YAML a component is `Name` or `Name: {argument: value}`. Names resolve in the closed tables of `component_table`;
+arguments are checked by name and by type before anything is built. Facts that the program knows (spatial_dims,
+in_channels, out_channels, keys, parameters) are never written in YAML; `build_component` adds them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from medseg.component_table import KINDS, facts_for_monai, find_part, names
+from medseg.errors import ConfigError, MedsegError, collect
+
+__all__ = [
+    "KINDS",
+    "Component",
+    "build_component",
+    "check_component",
+    "names",
+    "nearest",
+    "parse_component",
+    "to_target",
+]
+
+# the program fills these in wherever a signature asks for them
+FACTS = frozenset(
+    {"spatial_dims", "in_channels", "out_channels", "keys", "allow_missing_keys", "params", "source_key", "device"}
+)
+# how one argument may be written: scalars and (nested) lists of them
+_PLAIN = (int, float, bool, str, type(None))
+# what an argument takes whose annotation names arrays, tensors and the like alone
+_NUMBERS = float | list[float] | list[list[float]]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part's name and the arguments that were written for it.
+
+    >>> parse_component({"PolynomialLR": {"power": 0.9}})
+    Component(name='PolynomialLR', arguments={'power': 0.9})
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> str | dict[str, Any]:
+        """The way it is written in YAML and in checkpoints.
+
+        >>> Component("ConstantLR").plain()
+        'ConstantLR'
+        """
+        return {self.name: dict(self.arguments)} if self.arguments else self.name
+
+
+def parse_component(value: Any) -> Component:
+    """Read `Name` or `{Name: {argument: value}}`; a Component is returned as it is.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if isinstance(value, Component):
+        return value
+    if isinstance(value, str) and value.strip():
+        return Component(value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, arguments = next(iter(value.items()))
+        if isinstance(name, str) and (arguments is None or isinstance(arguments, Mapping)):
+            return Component(name, dict(arguments or {}))
+    raise ConfigError("not a component", expected="Name or {Name: {argument: value}}", found=_short(value))
+
+
+def nearest(name: str, valid: typing.Iterable[str]) -> str | None:
+    """The valid name that looks most like `name`, or None when none is near.
+
+    >>> nearest("channles", ["channels", "norm"])
+    'channels'
+    """
+    valid = list(valid)
+    lowered = {v.lower(): v for v in reversed(valid)}
+    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[found[0]] if found else None
+
+
+def check_component(component: Component, kind: str) -> list[MedsegError]:
+    """Everything that is wrong with a component, without building it: name, argument names, types, missing arguments.
+
+    The errors' `field` is the argument's name, or None when the component's own name is wrong.
+    """
+    try:
+        part = find_part(kind, component.name)
+    except KeyError:
+        return [_unknown(f"unknown {kind}", component.name, names(kind))]
+    parameters = _parameters(part)
+    monai = facts_for_monai(component.name) if kind == "transform" else {}
+    problems: list[MedsegError] = []
+    open_names = [n for n in parameters if n not in monai and not (n in FACTS or (kind == "schedule" and n == "optimizer"))]
+    for name, value in component.arguments.items():
+        if name in parameters and name not in open_names:
+            message = f"`{name}` of {component.name} is known to the program and is not written"
+            problems.append(ConfigError(message, code="E113", field=name, fix="remove it"))
+        elif name not in parameters:
+            error = _unknown(f"{component.name} has no argument `{name}`", name, open_names)
+            error.field = name
+            problems.append(error)
+        elif (wrong := _check_value(value, parameters[name], part)) is not None:
+            message = f"`{name}` of {component.name} has the wrong type or value"
+            problems.append(ConfigError(message, code="E114", field=name, expected=wrong, found=_short(value)))
+    for name, parameter in parameters.items():
+        if name in open_names and name not in component.arguments and parameter.default is parameter.empty:
+            message = f"{component.name} needs the argument `{name}`"
+            expected = _readable(parameter.annotation)
+            problems.append(ConfigError(message, code="E115", field=None, expected=f"{name}: {expected}"))
+    return problems
+
+
+def build_component(component: Component, kind: str, **facts: Any) -> Any:
+    """Build the part that a component names.
+
+    Args:
+        component: name and arguments.
+        kind: one of `KINDS`.
+        facts: what the program knows; each is passed if the part's signature has it and the component did not give it.
+            A metric is not built: its table entry is returned, with the arguments bound where it takes any.
+
+    Raises:
+        ConfigError: unknown name, wrong or missing arguments, or values that the part itself refuses.
+
+    >>> build_component(Component("PolynomialLR", {"power": 2.0}), "schedule")(0.5)
+    0.25
+    """
+    if problems := check_component(component, kind):
+        raise collect(problems)
+    part = find_part(kind, component.name)
+    if kind == "metric":
+        return part.bind(**component.arguments) if component.arguments else part
+    try:
+        return part(**_arguments(component, kind, part, facts))
+    except MedsegError as error:
+        if isinstance(error, ConfigError):
+            raise
+        message = f"{component.name}: {error.message}"
+        raise ConfigError(
+            message, code="E116", field=error.field, expected=error.expected, found=error.found, fix=error.fix
+        ) from error
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        # the signature fits, the part refuses the values
+        raise ConfigError(f"{component.name} refuses its arguments: {error}", code="E116", found=_short(component.plain())) from error
+
+
+def to_target(component: Component, kind: str, **facts: Any) -> dict[str, Any]:
+    """The component as a MONAI Bundle entry: `_target_` and all arguments, facts included.
+
+    >>> to_target(Component("PolynomialLR", {"power": 0.9}), "schedule")
+    {'_target_': 'medseg.schedules.PolynomialLR', 'power': 0.9}
+    """
+    if problems := check_component(component, kind):
+        raise collect(problems)
+    part = find_part(kind, component.name)
+    arguments = _arguments(component, kind, part, facts)
+    return {"_target_": f"{part.__module__}.{part.__qualname__}", **arguments}
+
+
+def _arguments(component: Component, kind: str, part: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = _parameters(part)
+    arguments: dict[str, Any] = {n: v for n, v in facts.items() if n in parameters}
+    if kind == "transform":
+        arguments |= facts_for_monai(component.name)
+    return arguments | {n: _convert(v, parameters[n], part) for n, v in component.arguments.items()}
+
+
+def _parameters(part: Any) -> dict[str, inspect.Parameter]:
+    if not callable(part) or hasattr(part, "parameters") and isinstance(part.parameters, Mapping):
+        # a metric's entry tells its own arguments: name -> default
+        return {
+            n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v, annotation=type(v))
+            for n, v in getattr(part, "parameters", {}).items()
+        }
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = inspect.signature(part).parameters
+    return {n: p for n, p in found.items() if p.kind in kinds}
+
+
+def _check_value(value: Any, parameter: inspect.Parameter, part: Any) -> str | None:
+    """None when the value fits the parameter's annotation, else what was expected."""
+    hint = _hint(parameter, part)
+    if hint is None:
+        return None
+    try:
+        _validate(hint, value)
+    except ValueError:
+        return _readable(parameter.annotation)
+    return None
+
+
+def _convert(value: Any, parameter: inspect.Parameter, part: Any) -> Any:
+    hint = _hint(parameter, part)
+    return value if hint is None else _validate(hint, value)
+
+
+def _validate(hint: Any, value: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    # strict JSON rules: no "3" for 3, no true for 1; but a list fits a tuple and 1 fits a float
+    adapter = TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
+    return adapter.validate_json(json.dumps(value))
+
+
+def _hint(parameter: inspect.Parameter, part: Any) -> Any:
+    """The annotation reduced to what YAML can express; None when nothing is known about it."""
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return None
+    if isinstance(annotation, str):
+        function = part.__init__ if isinstance(part, type) else part
+        # typing evaluates the library's own annotation in the library's own namespace; no text of a user's gets here
+        holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
+        scope = getattr(inspect.unwrap(function), "__globals__", {})
+        try:
+            annotation = typing.get_type_hints(holder, globalns=scope)[parameter.name]
+        except (NameError, TypeError, AttributeError):
+            return None
+    if annotation is Any:
+        return None
+    if "Callable" in str(annotation):
+        return type(None)  # code cannot be written in YAML
+    plain = _plain_part(annotation)
+    return _NUMBERS if plain is None else plain
+
+
+def _plain_part(hint: Any) -> Any:
+    if hint in _PLAIN or hint is type(None):
+        return hint
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return hint
+    if origin in (typing.Union, types.UnionType):
+        kept = [part for part in map(_plain_part, inside) if part is not None]
+        return typing.Union[tuple(kept)] if kept else None  # noqa: UP007  (built at run time)
+    if isinstance(origin, type) and inside:
+        if issubclass(origin, tuple):
+            parts = [p if p is Ellipsis else _plain_part(p) for p in inside]
+            return None if None in parts else tuple[tuple(parts)]  # pyright: ignore[reportInvalidTypeForm]
+        if issubclass(origin, Mapping):
+            parts = [_plain_part(p) for p in inside]
+            return None if None in parts else dict[parts[0], parts[1]]  # pyright: ignore[reportInvalidTypeForm]
+        if issubclass(origin, typing.Collection):
+            part = _plain_part(inside[0])
+            return None if part is None else list[part]
+    return None
+
+
+def _unknown(message: str, name: str, valid: list[str]) -> ConfigError:
+    near = nearest(name, valid)
+    return ConfigError(
+        message,
+        code="E112",
+        expected=", ".join(valid) or "no arguments",
+        found=name,
+        fix=f"did you mean `{near}`?" if near else None,
+    )
+
+
+def _readable(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return "a value"
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return text.replace("typing.", "").replace("collections.abc.", "")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+

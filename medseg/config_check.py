@@ -1,0 +1,165 @@
+"""A pipeline checked as a whole before any data is opened: components, their arguments, the network on the patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medseg.component import Component, build_component, check_component, parse_component
+from medseg.config import Pipeline, load_dataset
+from medseg.config_dataset import DatasetSpec
+from medseg.config_override import BUDGETS
+from medseg.config_yaml import Document, Path_
+from medseg.errors import ConfigError, MedsegError
+
+__all__ = ["check_pipeline"]
+
+_SINGLE = {
+    "network": "network",
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
+    "inference": "inferer",
+}
+_LISTS = {"preprocess": "transform", "augment": "transform", "postprocess": "postprocess", "metrics": "metric"}
+
+
+def check_pipeline(
+    document: Document, pipeline: Pipeline | None, problems: list[MedsegError], *, root: str | Path | None = None
+) -> list[MedsegError]:
+    """All that is wrong with a pipeline, in the order of its file.
+
+    Args:
+        document: the file, overrides laid over.
+        pipeline: what was read from it, or None when `problems` kept it from being read.
+        problems: faults of keys and values found so far; components are checked all the same.
+        root: the data root, for a data set that the user has added.
+    """
+    found = list(problems)
+    if pipeline is None:  # the model's own checks across keys wait for every key to be right; these do not
+        found += _across_keys(document, found)
+    sound: dict[Path_, tuple[Component, str]] = {}
+    for path, kind, raw in _components(document.value):
+        try:
+            part = parse_component(raw)
+        except ConfigError:
+            continue  # told already, with its place
+        faults = check_component(part, kind)
+        found += [_place(fault, document, (*path, part.name)) for fault in faults]
+        if not faults:
+            sound[path] = (part, kind)
+    spec = _spec(document, found, root)
+    patch = pipeline.train.patch if pipeline else None
+    if spec is not None and patch is not None and len(patch) != spec.dims:
+        place = str(document.place(("train", "patch")))
+        found.append(
+            ConfigError(
+                f"the patch has {len(patch)} axes, the data set {spec.name} has {spec.dims}", code="E118",
+                field="train.patch", file=place, expected=f"{spec.dims} numbers", found=list(patch),
+            )  # fmt: skip
+        )
+        patch = None
+    dims = spec.dims if spec else len(patch) if patch else 2
+    for path, (part, kind) in sound.items():
+        found += _try_build(path, part, kind, document, spec, dims, patch)
+    return found
+
+
+def _components(value: Any) -> Iterator[tuple[Path_, str, Any]]:
+    for key, raw in value.items() if isinstance(value, dict) else ():
+        if key in _SINGLE:
+            yield (key,), _SINGLE[key], raw
+        elif key in _LISTS and isinstance(raw, list):
+            for index, item in enumerate(raw):
+                yield (key, index), _LISTS[key], item
+
+
+def _across_keys(document: Document, found: list[MedsegError]) -> Iterator[MedsegError]:
+    value = document.value if isinstance(document.value, dict) else {}
+    told = {problem.field for problem in found}
+    train = value.get("train")
+    given = [name for name in BUDGETS if train.get(name) is not None] if isinstance(train, dict) else BUDGETS[:1]
+    if len(given) != 1 and "train" not in told:
+        where = str(document.place(("train", *given[:1])))
+        expected = f"exactly one of {', '.join(BUDGETS)}"
+        shown = ", ".join(given) or "none"
+        yield ConfigError("one budget is needed", code="E114", field="train", file=where, expected=expected, found=shown)
+    metrics, best = value.get("metrics"), value.get("best")
+    if isinstance(metrics, list) and isinstance(best, str):
+        measured = [next(iter(m), "") if isinstance(m, dict) else str(m) for m in metrics]
+        if best not in measured:
+            yield ConfigError(
+                "`best` is none of the metrics", code="E114", field="best", file=str(document.place(("best",))),
+                expected=", ".join(measured), found=best,
+            )  # fmt: skip
+
+
+def _spec(document: Document, found: list[MedsegError], root: str | Path | None) -> DatasetSpec | None:
+    name = document.value.get("dataset") if isinstance(document.value, dict) else None
+    if not isinstance(name, str):
+        return None
+    try:
+        return load_dataset(name, root=root)
+    except MedsegError as error:
+        for problem in error.problems:
+            problem.file = problem.file or str(document.place(("dataset",)))
+        found.extend(error.problems)
+        return None
+
+
+def _try_build(
+    path: Path_, part: Component, kind: str, document: Document, spec: DatasetSpec | None, dims: int, patch: Any
+) -> list[MedsegError]:
+    """Build the part once with stand-ins for what only a run has: this is how its own checks are heard."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "spatial_dims": dims,
+        "in_channels": spec.in_channels if spec else 1,
+        "out_channels": spec.out_channels if spec else 2,
+        "params": [torch.nn.Parameter(torch.zeros(1))],
+    }
+    try:
+        with torch.device("meta" if kind == "network" else "cpu"):  # a network without memory: geometry only
+            built = build_component(part, kind, **facts)
+    except MedsegError as error:
+        return [_place(problem, document, (*path, part.name)) for problem in error.problems]
+    if path == ("preprocess",) or path[0] == "preprocess":
+        return _check_deterministic(built, part, path, document)
+    if kind == "network" and patch is not None:
+        return _check_patch(built, part, patch, document)
+    return []
+
+
+def _check_patch(network: Any, part: Component, patch: tuple[int, ...], document: Document) -> list[MedsegError]:
+    try:
+        network.output_size(patch)
+    except MedsegError as error:
+        legal = tuple(network.legal_size(patch))
+        return [
+            ConfigError(
+                f"{part.name} cannot take this patch: {error.message}", code="E118", field="train.patch",
+                file=str(document.place(("train", "patch"))), expected=f"for example {list(legal)}", found=list(patch),
+            )  # fmt: skip
+        ]
+    return []
+
+
+def _check_deterministic(built: Any, part: Component, path: Path_, document: Document) -> list[MedsegError]:
+    from monai.transforms import Randomizable
+
+    if not isinstance(built, Randomizable):
+        return []
+    place = str(document.place(path))
+    fix = "move it to `augment`"
+    message = f"{part.name} draws random numbers, but `preprocess` happens once for each case"
+    return [ConfigError(message, code="E118", field="preprocess", file=place, fix=fix)]
+
+
+def _place(problem: MedsegError, document: Document, path: Path_) -> MedsegError:
+    if problem.field is not None:
+        path = (*path, problem.field)
+    problem.field = ".".join(map(str, path))
+    problem.file = str(document.place(path))
+    return problem
