@@ -1,0 +1,153 @@
+"""Which files are images, what format they are, and what their cases are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.errors import DataError, FormatError, UsageError
+from medseg.files import full_suffix, require_file
+from medseg.volumes_pictures import sniff_picture
+
+__all__ = ["case_id", "find_format", "list_inputs", "natural_key"]
+
+SUFFIXES = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".ome.tif": "tiff",
+    ".ome.tiff": "tiff",
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".gif": "gif",
+    ".dcm": "dicom",
+}
+
+
+def find_format(path: str | Path, *, case: str | None = None) -> str:
+    """Format of an image file or DICOM folder, by suffix, confirmed by content where the content says so.
+
+    Raises:
+        FormatError: E301 an unknown format, or a picture whose content is another format than its suffix.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return "dicom"
+    named = SUFFIXES.get(full_suffix(path)) or SUFFIXES.get(path.suffix.lower())
+    with require_file(path, case=case).open("rb") as file:
+        start = file.read(132)
+    actual = sniff_picture(start) or ("dicom" if start[128:132] == b"DICM" else None)
+    if named is None and actual is None:
+        expected = ", ".join(SUFFIXES)
+        found = f"starts with {start[:8]!r}"
+        raise FormatError("unknown image format", code="E301", case=case, file=path, expected=expected, found=found)
+    if named is not None and actual is not None and named != actual:
+        message = f"named {full_suffix(path)} but the content is {actual.upper()}"
+        fix = "rename the file, or save it again"
+        raise FormatError(message, code="E301", case=case, file=path, expected=named, found=actual, fix=fix)
+    return named or actual or ""
+
+
+def case_id(path: str | Path) -> str:
+    """Id of the case that a file holds: its name without the format's suffix; a keyed hash for a DICOM series.
+
+    Names of DICOM folders and files often hold the patient's name or UIDs, so nothing of them goes into the id.
+
+    >>> case_id("images/liver.v2_7.nii.gz"), case_id("a/b.tar.png"), case_id("-x.TIF")
+    ('liver.v2_7', 'b.tar', '-x')
+    """
+    path = Path(path)
+    suffix = full_suffix(path)
+    known = suffix in SUFFIXES and suffix != ".dcm"
+    if not known and (path.is_dir() or (path.is_file() and find_format(path) == "dicom")):
+        from medseg.volumes_dicom import series_id
+
+        return series_id(path)
+    if not known:
+        suffix = Path(path.name.lower()).suffix
+        suffix = suffix if suffix in SUFFIXES else ""
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def list_inputs(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files out of files, folders and glob patterns, in natural order, each once.
+
+    A folder stands for all images in it and below it; a folder with DICOM files is one input (its series). Hidden files
+    and files of other formats in folders are left out; a file that is named is always taken. A name that exists is
+    never read as a pattern, so `[` and `*` in names are safe.
+
+    Raises:
+        UsageError: E103 nothing found; two inputs with the same case id.
+    """
+    found: dict[Path, None] = {}
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            inside = _images_below(path)
+            if not inside:
+                expected = "images, or the files of a DICOM series"
+                raise UsageError("the folder holds no images", code="E103", file=path, expected=expected)
+        elif path.exists() or path.is_symlink():
+            inside = [path]
+        else:
+            inside = sorted(map(Path, glob.glob(str(name), recursive=True)), key=natural_key)
+            inside = [image for part in inside for image in (_images_below(part) if part.is_dir() else [part])]
+            if not inside:
+                raise UsageError("no such file, folder or pattern", code="E103", file=path, found="nothing")
+        found.update(dict.fromkeys(inside))
+    if not found:
+        raise UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
+    _check_unique(list(found))
+    return list(found)
+
+
+def natural_key(path: str | Path) -> tuple:
+    """Sort key that puts `liver_2` before `liver_10`."""
+    return tuple((int(t), "") if t.isdecimal() and t.isascii() else (-1, t) for t in re.split(r"([0-9]+)", str(path)))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    images: list[Path] = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
+        files = [Path(base, name) for name in sorted(names, key=natural_key) if not name.startswith(".")]
+        known = [file for file in files if SUFFIXES.get(full_suffix(file), "dicom") != "dicom"]
+        images += known
+        if any(_is_dicom(file) for file in files if file not in known):
+            images.append(Path(base))
+    return sorted(images, key=natural_key)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _check_unique(images: list[Path]) -> None:
+    ids: dict[str, Path] = {}
+    for image in images:
+        try:
+            name = case_id(image)
+        except DataError:
+            continue  # refused when it is read, with its own message; the others go on
+        if name in ids:
+            raise UsageError(
+                f"two inputs have the same case id {name}",
+                code="E103",
+                file=image,
+                found=f"{ids[name]} too",
+                fix="rename one, or run them into different output folders",
+            )
+        ids[name] = image
