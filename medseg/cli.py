@@ -50,7 +50,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends with SystemExit, whose code is one of medseg's."""
     state.update(debug=False, json=False)
     with exit_codes():
-        app(args=arguments)
+        try:
+            code = app(args=arguments, standalone_mode=False)
+        except typer.Abort as aborted:  # what Ctrl-C becomes in some versions of typer; in others it is code 130
+            raise KeyboardInterrupt from aborted
+        except Exception as error:
+            # wrong options: typer's own error class has moved between versions, its two methods have not
+            if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+                raise
+            error.show()
+            sys.exit(error.exit_code)
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _version(shown: bool) -> None:

@@ -1,0 +1,145 @@
+"""The command line: help, usage errors, exit codes, JSON; tests/test_main_job.py runs the whole way through it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from medseg import __version__
+from medseg.cli import app, main
+from medseg.errors import CasesFailed, DataError, MedsegError, ResourceError, collect
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    code = ended.value.code
+    return (0 if code is None else int(code)), captured.out, captured.err
+
+
+def every_command() -> list[tuple[str, ...]]:
+    group = typer.main.get_command(app)
+    found = []
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found += [(name, part) for part in inner] if inner else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_has_help_with_examples(capsys, command):
+    code, out, _ = run(capsys, *command, "--help")
+    assert code == 0
+    assert "Examples:" in out
+    assert f"medseg {' '.join(command)}" in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"medseg {__version__}\n", "")
+
+
+def test_python_dash_m_is_the_same_program():
+    result = subprocess.run([sys.executable, "-m", "medseg", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"medseg {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fly"], "fly"),
+        (["train", "livr", "--data", "."], "liver"),
+        (["pipelines", "show", "livr"], "liver"),
+        (["data", "info", "dirve"], "drive"),
+        (["data", "phantom", "kidney", "-o", "x"], "liver, drive, cell"),
+        (["train"], "medseg train NAME"),
+        (["networks", "show", "UNett"], "UNet"),
+        (["networks", "show", "UNet", "--input", "12,a"], "--input"),
+        (["export", "nowhere", "--format", "pdf"], "package, bundle, onnx"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_usage_errors_end_with_2_and_tell_what_is_right(capsys, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_an_error_is_json_when_json_was_asked_for(capsys):
+    code, out, err = run(capsys, "data", "info", "dirve", "--json")
+    assert code == 2
+    value = json.loads(out)
+    assert value["exit_code"] == 2
+    assert value["error"][0]["code"].startswith("E1")
+    assert "drive" in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (DataError("bad voxel", case="c1", file="a b.nii.gz"), 3, "file: a b.nii.gz"),
+        (collect([DataError("one"), ResourceError("two")]), 5, "2 problems found"),
+        (CasesFailed("some"), 4, "some"),
+        (MedsegError("odd"), 1, "odd"),
+        (KeyError("surprise"), 1, "bug in medseg"),
+        (OSError(28, "No space left on device"), 5, "No space left"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_exit_codes(capsys, monkeypatch, raised, code, told):
+    import medseg.doctor
+
+    def fail():
+        raise raised
+
+    monkeypatch.setattr(medseg.doctor, "describe_machine", fail)
+    found, _, err = run(capsys, "doctor")
+    assert found == code
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    import medseg.doctor
+
+    def fail():
+        raise DataError("bad")
+
+    monkeypatch.setattr(medseg.doctor, "describe_machine", fail)
+    with pytest.raises(DataError):
+        main(["--debug", "doctor"])
+
+
+def test_pipelines_list_show_copy_check(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "pipelines", "list", "--json")
+    assert code == 0
+    assert {"liver", "liver_attention", "hippocampus", "drive", "cell"} <= {row["name"] for row in json.loads(out)}
+    code, out, _ = run(capsys, "pipelines", "copy", "liver", "mine.yaml")
+    assert code == 0
+    assert (tmp_path / "mine.yaml").read_text().startswith("#")
+    assert run(capsys, "pipelines", "copy", "drive", "mine.yaml")[0] == 2, "nothing is overwritten"
+    assert run(capsys, "pipelines", "check", "mine.yaml")[0] == 0
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "\nnetwrok: UNet\n")
+    code, _, err = run(capsys, "pipelines", "check", "mine.yaml")
+    assert code == 2
+    assert "network" in err
+
+
+def test_every_pipeline_that_ships_is_sound(capsys):
+    assert run(capsys, "pipelines", "check")[0] == 0
+
+
+def test_doctor_passes_its_own_test(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    facts = json.loads(out)
+    assert [check for check in facts["self_test"] if not check["passed"]] == []
+    assert code == 0
+    assert facts["threads"]["cores"] >= 1
