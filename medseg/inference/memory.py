@@ -1,0 +1,110 @@
+"""How much memory a network needs per input voxel, and how much there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from medseg.errors import UsageError
+
+__all__ = ["available_memory", "bytes_per_voxel", "parse_bytes", "peak_activation_bytes", "resident_bytes"]
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+# oneDNN and cuDNN keep reordered copies of a convolution's input and output besides the tensors that torch shows
+WORKSPACE = 1.3
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operators create, and the most bytes alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
+
+
+def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> int:
+    """Most bytes of activations alive at once in one inference pass over an input of `shape` (B, C, *spatial).
+
+    The pass runs on the meta device: nothing is computed and no memory is used. Weights are not counted.
+
+    >>> round(peak_activation_bytes(torch.nn.Conv2d(1, 8, 3, padding=1), (1, 1, 64, 64)) / 64**2 / 4)
+    9
+    """
+    if isinstance(network, torch.nn.Module):
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        stand_ins = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+        call = lambda image: torch.func.functional_call(network, stand_ins, (image,))  # noqa: E731
+    else:
+        call = network
+    image = torch.empty(tuple(shape), dtype=dtype, device="meta")
+    with torch.inference_mode(), _LiveBytes() as live:
+        call(image)
+    return live.peak + image.numel() * image.element_size()
+
+
+def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: bool = False) -> float:
+    """Bytes of memory per voxel of an input window of `size`, with the workspace of the convolutions.
+
+    Linear in the number of voxels to a few percent, so that one legal `size` of moderate extent serves for all.
+    """
+    voxels = 1
+    for n in size:
+        voxels *= int(n)
+    try:
+        peak = peak_activation_bytes(network, (1, channels, *size))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise UsageError("the memory that this network needs cannot be told without running it", field="max_ram",
+                         found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                         fix="give `tile` instead of a memory limit") from error
+    # autocast keeps activations in 2 bytes, but casts of the input and of the weights come on top
+    return peak / voxels * WORKSPACE * (0.6 if half else 1.0)
+
+
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Free bytes on the device; on the host, what can be had without swapping."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def resident_bytes() -> int:
+    """Bytes that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def parse_bytes(value: int | float | str | None) -> int | None:
+    """`"3GB"`, `"512M"`, `"2.5 GiB"` or a number of bytes; units are powers of 1024.
+
+    >>> parse_bytes("3GB"), parse_bytes("512 MiB"), parse_bytes(1000), parse_bytes(None)
+    (3221225472, 536870912, 1000, None)
+    """
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        amount = float(value)
+    else:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", value, re.IGNORECASE)
+        if not match:
+            raise UsageError("not an amount of memory", field="max_ram", expected='like "3GB", "512MB"', found=value)
+        amount = float(match[1]) * _UNITS[match[2].lower()]
+    if not amount > 0:
+        raise UsageError("an amount of memory must be positive", field="max_ram", found=value)
+    return int(amount)
