@@ -1,0 +1,134 @@
+"""What was run: facts of a run or an evaluation folder, and its training curves, as the report shows them.
+
+Only files inside the folder are read; a file that is missing leaves its lines out, a broken one is named.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from medseg.report_figures import curve_plot
+
+__all__ = ["read_log", "read_plain_json", "run_facts", "training_curves"]
+
+_HIDDEN = {
+    "schema",
+    "scores",
+    "cases",
+    "groups",
+    "views",
+    "labels",
+    "calibration",
+    "files",
+    "bootstrap",
+    "hashes",
+    "data_hashes",
+    "environment",
+}
+_LONG = 160
+
+
+def read_plain_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON object, or {} when there is no such file; a broken file is told in `notes`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} cannot be read ({error})")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def run_facts(parts: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Name and text of every plain fact in the given JSON objects, nested ones as `outer: inner`; later ones win."""
+    facts: dict[str, str] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in _HIDDEN or value in (None, "", [], {}):
+                continue
+            if isinstance(value, Mapping):
+                if len(value) > 24 or any(isinstance(v, Mapping | list) for v in value.values()):
+                    facts[_title(name)] = f"{len(value)} entries"
+                else:
+                    facts[_title(name)] = ", ".join(f"{k} {_text(v)}" for k, v in value.items() if v not in (None, ""))
+            else:
+                facts[_title(name)] = _text(value)
+    return list(facts.items())
+
+
+def read_log(path: Path, notes: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """Columns of log.csv as points over the epoch (or the first column); cells without a number are left out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path.name} cannot be read ({error})")
+        return {}
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    names = [name for name in reader.fieldnames or () if name]
+    over = next((n for n in ("epoch", "iteration", "step") if n in names), None)
+    columns: dict[str, list[tuple[float, float]]] = {name: [] for name in names if name != over}
+    for number, line in enumerate(reader, start=1):
+        x = _number(line.get(over)) if over else float(number)
+        for name, points in columns.items():
+            value = _number(line.get(name))
+            if value is not None and x is not None:
+                points.append((x, value))
+    return {name: points for name, points in columns.items() if points}
+
+
+def training_curves(columns: Mapping[str, list[tuple[float, float]]]) -> list[Markup]:
+    """Losses, scores and learning rate, each as one figure."""
+    loss, rate, scores = {}, {}, {}
+    for name, points in columns.items():
+        low = name.lower()
+        if "loss" in low:
+            loss[name] = points
+        elif low in ("lr", "rate") or "learning" in low or low.startswith("lr"):
+            rate[name] = points
+        elif all(-1 <= v <= 1 for _, v in points) and not any(
+            w in low for w in ("time", "second", "minute", "iteration", "memory", "norm")
+        ):
+            scores[name] = points
+    figures = []
+    for series, label in ((loss, "loss"), (scores, "validation score"), (rate, "learning rate")):
+        if series:
+            figures.append(curve_plot(dict(list(series.items())[:6]), x_label="epoch", y_label=label))
+    return figures
+
+
+def _number(cell: str | None) -> float | None:
+    try:
+        value = float(cell or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _title(name: str) -> str:
+    text = name.replace("_", " ").strip()
+    return text[:1].upper() + text[1:]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        text = ", ".join(_text(v) for v in value[:12]) + (f" ... {len(value)} in all" if len(value) > 12 else "")
+        return text
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    text = str(value)
+    return text if len(text) <= _LONG else text[:_LONG] + "…"

@@ -1,0 +1,283 @@
+"""Tables of scores: cases.csv and summary.json, read and written in one place, and as Markdown or LaTeX.
+
+Evaluation writes these files, comparison and report read them: stages meet through files only. Schemas:
+docs/cases_csv.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError, FormatError
+from medseg.files import write_text
+
+__all__ = [
+    "POOLED",
+    "SCHEMA",
+    "STATUSES",
+    "ScoreRow",
+    "latex_table",
+    "markdown_table",
+    "plain_number",
+    "read_cases",
+    "read_summary",
+    "summarise_rows",
+    "write_cases",
+    "write_summary",
+]
+
+SCHEMA = "medseg-summary/1"
+STATUSES = ("scored", "missed", "false_alarm", "both_empty")
+POOLED = "all cases"  # in the column `case` of scores that are computed over all cases at once
+_RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One line of cases.csv: one score of one label in one case.
+
+    `value` is in `unit` ("" for a ratio); `status` is one of scored, missed, false_alarm, both_empty.
+    """
+
+    case: str
+    label: str
+    metric: str
+    value: float
+    unit: str
+    status: str
+    definition: str
+
+
+COLUMNS = tuple(field.name for field in fields(ScoreRow))
+
+
+def quote_cell(text: str) -> str:
+    """Text that a spreadsheet would take for a formula, made harmless by an apostrophe; the rest as it is.
+
+    >>> quote_cell("=1+1"), quote_cell("liver_7")
+    ("'=1+1", 'liver_7')
+    """
+    return "'" + text if text.startswith(_RISKY) else text
+
+
+def unquote_cell(text: str) -> str:
+    """The inverse of `quote_cell`."""
+    return text[1:] if text[:1] == "'" and text[1:2] in _RISKY else text
+
+
+def write_cases(path: str | Path, rows: Iterable[ScoreRow]) -> Path:
+    """Write cases.csv atomically: UTF-8, comma, one header line, numbers with all their digits.
+
+    Raises:
+        ResourceError: the folder cannot be written or the disk is full.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        cells = [
+            repr(float(cell)) if name == "value" else quote_cell(cell)
+            for name, cell in zip(COLUMNS, astuple(row), strict=True)
+        ]
+        writer.writerow(cells)
+    write_text(path, out.getvalue())
+    return Path(path)
+
+
+def read_cases(path: str | Path) -> list[ScoreRow]:
+    """Read a cases.csv; every line is checked.
+
+    Raises:
+        DataError: the file is missing.
+        FormatError: columns are missing, a value is no number, or a status is unknown.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise DataError(
+            "there is no table of scores", code="E302", file=path, fix="run `medseg evaluate` first"
+        ) from error
+    except OSError as error:
+        raise FormatError("the table of scores cannot be read", file=path, found=error) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise FormatError(
+            "the table of scores lacks columns", file=path, field=", ".join(missing), expected=", ".join(COLUMNS),
+            found=", ".join(reader.fieldnames or ["nothing"]),
+        )  # fmt: skip
+    rows = []
+    for cells in reader:
+        try:
+            row = {name: unquote_cell(cells[name]) for name in COLUMNS}
+            value = float(row.pop("value"))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                "a line of the table of scores is wrong", file=path, field=f"line {reader.line_num}", found=error
+            ) from error
+        if row["status"] not in STATUSES or not math.isfinite(value):
+            raise FormatError(
+                "a line of the table of scores is wrong", file=path, field=f"line {reader.line_num}",
+                expected=f"a finite value and one of {', '.join(STATUSES)}", found=f"{value}, {row['status']}",
+            )  # fmt: skip
+        rows.append(ScoreRow(value=value, **row))
+    return rows
+
+
+def write_summary(path: str | Path, summary: Mapping[str, Any]) -> Path:
+    """Write summary.json atomically (no NaN: JSON has none)."""
+    write_text(path, json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return Path(path)
+
+
+def read_summary(path: str | Path) -> dict[str, Any]:
+    """Read a summary.json.
+
+    Raises:
+        DataError: the file is missing.
+        FormatError: it is no summary of a schema that this version knows.
+    """
+    path = Path(path)
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except FileNotFoundError as error:
+        raise DataError(
+            "there is no summary of scores", code="E302", file=path, fix="run `medseg evaluate` first"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise FormatError("summary.json is broken", file=path, found=error) from error
+    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
+        found = summary.get("schema") if isinstance(summary, dict) else type(summary).__name__
+        raise FormatError("summary.json is of another schema", file=path, field="schema", expected=SCHEMA, found=found)
+    return summary
+
+
+def summarise_rows(
+    rows: Sequence[ScoreRow], *, better: Mapping[str, str], groups: Mapping[str, str] | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """One entry per label and metric: mean, spread, bootstrap 95 % interval and the counts of every status.
+
+    Args:
+        rows: lines of cases.csv; pooled ones have case `all cases` and come out with their value only.
+        better: metric -> "higher" | "lower" | "none".
+        groups: case -> patient; whole patients are resampled then.
+        seed: of the bootstrap.
+
+    Returns:
+        A list of plain dicts in the order of first appearance; the key `scores` of summary.json.
+    """
+    from medseg.metrics.statistics import summarise
+
+    parts: dict[tuple[str, str], list[ScoreRow]] = {}
+    for row in rows:
+        parts.setdefault((row.label, row.metric), []).append(row)
+    scores = []
+    for (label, metric), members in parts.items():
+        head = members[0]
+        entry: dict[str, Any] = {
+            "label": label, "metric": metric, "unit": head.unit, "better": better.get(metric, "none"),
+            "definition": head.definition,
+        }  # fmt: skip
+        cases = [row for row in members if row.case != POOLED]
+        if cases:
+            values = [row.value for row in cases]
+            by = [groups[row.case] for row in cases] if groups and all(row.case in groups for row in cases) else None
+            summary = summarise(values, groups=by, seed=seed)
+            numbers = {
+                name: _finite(getattr(summary, name)) for name in ("mean", "sd", "median", "q1", "q3", "low", "high")
+            }
+            entry |= {"level": "case", "n": len(values), "patients": len(set(by)) if by else len(values), **numbers}
+            entry |= {status: sum(row.status == status for row in cases) for status in STATUSES}
+        else:
+            entry |= {"level": "pooled", "n": 1, "mean": head.value, "status": head.status}
+        scores.append(entry)
+    return scores
+
+
+def plain_number(value: float | None, unit: str = "") -> str:
+    """A score as people read it: ratios with three decimals, others with three or four digits.
+
+    >>> plain_number(0.91234), plain_number(12.3456, "mm"), plain_number(1234.6, "mL"), plain_number(None)
+    ('0.912', '12.3', '1235', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    if unit in ("", "1") and abs(value) < 10:
+        return f"{value:.3f}"
+    size = abs(value)
+    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def table_lines(scores: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the printed table: one line per label and metric."""
+    header = [
+        "Label",
+        "Score",
+        "Mean",
+        "95 % interval",
+        "SD",
+        "Median",
+        "Quartiles",
+        "Cases",
+        "Missed",
+        "False alarms",
+        "Both empty",
+    ]
+    lines = []
+    for s in scores:
+        unit = s["unit"]
+        name = f"{s['metric']} ({unit})" if unit else s["metric"]
+        if s["level"] == "pooled":
+            lines.append([s["label"], f"{name}, pooled", plain_number(s["mean"], unit), *["–"] * 8])
+            continue
+        lines.append([
+            s["label"], name, plain_number(s["mean"], unit),
+            f"{plain_number(s['low'], unit)} to {plain_number(s['high'], unit)}",
+            plain_number(s["sd"], unit), plain_number(s["median"], unit),
+            f"{plain_number(s['q1'], unit)} to {plain_number(s['q3'], unit)}",
+            str(s["n"]), str(s["missed"]), str(s["false_alarm"]), str(s["both_empty"]),
+        ])  # fmt: skip
+    return header, lines
+
+
+def markdown_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    """The scores as a Markdown table; names are escaped."""
+    header, lines = table_lines(scores)
+    rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *([_markdown(cell) for cell in line] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def latex_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    r"""The scores as a LaTeX tabular for the booktabs package; names are escaped."""
+    header, lines = table_lines(scores)
+    body = [r"\begin{tabular}{ll" + "r" * (len(header) - 2) + "}", r"\toprule"]
+    body.append(" & ".join(_latex(cell) for cell in header) + r" \\")
+    body.append(r"\midrule")
+    body += [" & ".join(_latex(cell) for cell in line) + r" \\" for line in lines]
+    return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # the spread of one case is unknown, not 0
+
+
+def _markdown(text: str) -> str:
+    text = " ".join(text.split())
+    return "".join("\\" + c if c in r"\`*_{}[]<>()#+!|" else c for c in text)
+
+
+def _latex(text: str) -> str:
+    special = {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}", **{c: "\\" + c for c in "&%$#_{}"},
+    }  # fmt: skip
+    return "".join(special.get(c, c) for c in " ".join(text.split()))
