@@ -123,7 +123,7 @@ class DatasetSpec(Strict):
     modality: str
     dims: Literal[2, 3]
     channels: tuple[str, ...] = Field(min_length=1)
-    colour: Literal["grey", "rgb"] | None = None
+    colour: Literal["grey", "luma", "rgb"] | None = None
     labels: dict[int, str]
     ignore: int | None = Field(default=None, ge=0, le=32767)
     unit: Literal["mm", "px"]
@@ -153,8 +153,8 @@ class DatasetSpec(Strict):
             raise ValueError(f"an `ignore` that is not one of the labels; found {self.ignore}")
         if self.colour == "rgb" and len(self.channels) != 3:
             raise ValueError("three channels with `colour: rgb`")
-        if self.colour == "grey" and len(self.channels) != 1:
-            raise ValueError("one channel with `colour: grey`")
+        if self.colour in ("grey", "luma") and len(self.channels) != 1:
+            raise ValueError("one channel with `colour: grey` or `luma`")
         known = {*indices, self.ignore}
         for key, targets in (("encoding", _targets(self.encoding)), ("colours", self.colours or {})):
             if unknown := sorted(set(targets) - known):

@@ -1,0 +1,134 @@
+"""Folds: deterministic, grouped, and without neighbours on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from medseg.data_layout import Case
+from medseg.errors import DataError, MedsegError, UsageError
+
+__all__ = ["Fold", "check_leaks", "make_split"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Ids of the cases to train on and to validate on; `unused` frames part the two where cases are neighbours."""
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed: int = 0) -> list[Fold]:
+    """Folds of the training cases: each case is validated on once, and no group stands on both sides.
+
+    The result depends on the ids, groups and `seed` alone, not on the order of `cases`. Test cases are left out. Where
+    the set has an official validation part, that is the one fold. Groups are spread so that folds are about equally
+    large. Frames (`Case.frame`) of fewer sequences than folds are cut into contiguous blocks, one for each fold, and
+    `Case.gap` frames on both sides of a block are neither trained nor validated on in that fold.
+
+    Args:
+        cases: from `find_cases`.
+        folds: their number; "auto" is 5, or the number of groups if that is smaller.
+        seed: which groups come together; any integer >= 0.
+
+    Raises:
+        UsageError: E105, fewer than two groups, or fewer than folds; the number needed is told.
+
+    >>> cases = [Case(id=f"{volume}_{i}", images=(), group=volume) for volume in "abc" for i in range(2)]
+    >>> [fold.validation for fold in make_split(cases, folds=3)]
+    [('c_0', 'c_1'), ('a_0', 'a_1'), ('b_0', 'b_1')]
+    """
+    usable = sorted((case for case in cases if case.split != "test"), key=lambda case: (case.group, case.frame or 0, case.id))
+    official = tuple(case.id for case in usable if case.split == "validation")
+    if official:
+        training = tuple(case.id for case in usable if case.split == "training")
+        if not training:
+            raise UsageError("no case to train on", code="E105", expected="at least 1", found=0)
+        return [Fold(_sorted(training), _sorted(official))]
+    groups: dict[str, list[Case]] = {}
+    for case in usable:
+        groups.setdefault(case.group, []).append(case)
+    framed = all(case.frame is not None for case in usable)
+    blocks = framed and len(groups) < (5 if folds == "auto" else folds)
+    # the smallest thing that can be moved from one side to the other
+    units = sum(map(len, groups.values())) if blocks else len(groups)
+    wanted = min(5, units) if folds == "auto" else folds
+    if units < max(wanted, 2):
+        what = "groups (cases, patients or volumes that must stay together)" if units != len(usable) else "cases"
+        fix = f"add cases, or --set train.folds={units}" if units >= 2 else "add cases: one is trained on, one is validated on"
+        raise UsageError(
+            "too few cases to split", code="E105", field="train.folds", expected=f"at least {max(wanted, 2)} {what}", found=units, fix=fix
+        )
+    random = np.random.default_rng([seed, 0x5EED])
+    if blocks:
+        return _block_folds(groups, wanted, random)
+    return _group_folds(groups, wanted, random)
+
+
+def check_leaks(training: Iterable[Case], validation: Iterable[Case]) -> list[MedsegError]:
+    """Files that stand on both sides under whatever name, and groups that do; by path (`checking` looks at contents)."""
+    places: dict[Path, str] = {}
+    groups: dict[str, str] = {}
+    for case in training:
+        places |= {path.resolve(): case.id for path in case.images}
+        groups[case.group] = case.id
+    problems: list[MedsegError] = []
+    for case in validation:
+        for path in case.images:
+            if (other := places.get(path.resolve())) is not None:
+                found, fix = f"{other} too", "remove one of the two"
+                problems.append(DataError("one image on both sides of the split", code="E354", case=case.id, file=path, found=found, fix=fix))
+        if case.frame is None and case.group in groups:
+            fix = "put all cases of a patient on one side"
+            found = f"{case.group} is also the group of {groups[case.group]}"
+            problems.append(DataError("one group on both sides of the split", code="E355", case=case.id, found=found, fix=fix))
+    return problems
+
+
+def _group_folds(groups: dict[str, list[Case]], folds: int, random: np.random.Generator) -> list[Fold]:
+    names = [sorted(groups)[i] for i in random.permutation(len(groups))]
+    names.sort(key=lambda name: -len(groups[name]))  # stable: equal groups stay in random order
+    members: list[list[str]] = [[] for _ in range(folds)]
+    for name in names:
+        smallest = min(members, key=len)
+        smallest += [case.id for case in groups[name]]
+    result = []
+    for mine in members:
+        others = [case for theirs in members if theirs is not mine for case in theirs]
+        result.append(Fold(_sorted(others), _sorted(mine)))
+    return result
+
+
+def _block_folds(groups: dict[str, list[Case]], folds: int, random: np.random.Generator) -> list[Fold]:
+    order = random.permutation(folds)
+    # position of a frame -> its block; the longer blocks of several sequences fall to different folds
+    validation: list[list[str]] = [[] for _ in range(folds)]
+    unused: list[list[str]] = [[] for _ in range(folds)]
+    everything: list[str] = []
+    for number, name in enumerate(sorted(groups)):
+        frames = groups[name]
+        everything += [case.id for case in frames]
+        edges = np.linspace(0, len(frames), folds + 1).round().astype(int)
+        for block in range(folds):
+            fold = int(order[(block + number) % folds])
+            low, high = int(edges[block]), int(edges[block + 1])
+            validation[fold] += [case.id for case in frames[low:high]]
+            if high > low:
+                gap = frames[0].gap
+                beside = [*frames[max(0, low - gap) : low], *frames[high : high + gap]]
+                unused[fold] += [case.id for case in beside]
+    result = []
+    for mine, beside in zip(validation, unused, strict=True):
+        kept = set(mine) | set(beside)
+        result.append(Fold(_sorted(c for c in everything if c not in kept), _sorted(mine), _sorted(beside)))
+    return result
+
+
+def _sorted(ids: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(ids))
