@@ -18,6 +18,7 @@ from medseg.volumes_geometry import Geometry, Volume, axis_codes, check_pair, re
 from medseg.volumes_inputs import case_id, find_format, list_inputs, natural_key
 from medseg.volumes_labels import check_values, interpret
 from medseg.volumes_raw import Raw, read_raw, read_raw_header, read_raw_window
+from medseg.volumes_seg import write_segmentation
 from medseg.volumes_write import open_label_writer, write_label, write_overlay
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "reorient",
     "write_label",
     "write_overlay",
+    "write_segmentation",
 ]
 
 
