@@ -20,13 +20,14 @@ SPATIAL_KEYS = ("image", "label", "weight", "fov", "instances")
 
 # kind -> (module whose __all__ is the table, test that a class belongs to this kind)
 _NAMESPACES: dict[str, tuple[str, str]] = {
-    "network": ("medseg.networks", "torch.nn:Module"),
     "loss": ("medseg.losses", "torch.nn:Module"),
     "transform": ("medseg.transforms", "monai.transforms:MapTransform"),
     "postprocess": ("medseg.transforms.postprocess", "builtins:object"),
     "schedule": ("medseg.schedules", "medseg.schedules:Schedule"),
     "inferer": ("medseg.inference", "builtins:object"),
 }
+# kind -> a table that the part's own folder keeps
+_TABLES = {"network": "medseg.networks:NETWORKS", "metric": "medseg.metrics:METRICS"}
 _OPTIMIZERS = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
 _MONAI_INTENSITY = (
     "ClipIntensityPercentilesd",
@@ -113,8 +114,8 @@ def facts_for_monai(name: str) -> dict[str, Any]:
 
 @cache
 def _table(kind: str) -> dict[str, Any]:
-    if kind == "metric":
-        return dict(import_module("medseg.metrics").METRICS)
+    if kind in _TABLES:
+        return dict(_load(_TABLES[kind]))
     if kind == "optimizer":
         module = import_module("torch.optim")
         return {name: getattr(module, name) for name in _OPTIMIZERS}
@@ -126,12 +127,10 @@ def _table(kind: str) -> dict[str, Any]:
         part = getattr(module, name)
         if not isinstance(part, type) or not issubclass(part, base) or part is base or issubclass(part, Exception):
             continue
-        # a namespace also holds result types and building blocks (TilePlan, AttentionGate): only whole parts count
+        # a namespace also holds result types and building blocks (TilePlan, Inferer): only whole parts count
         if kind == "inferer" and not name.endswith("Inferer"):
             continue
         if kind == "postprocess" and not callable(getattr(part, "__call__", None)):  # noqa: B004  (on the class)
-            continue
-        if kind == "network" and not hasattr(part, "output_size"):
             continue
         found[name] = part
     if kind == "transform":
