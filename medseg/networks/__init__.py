@@ -12,21 +12,28 @@ from inspect import signature
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.networks.attention_unet import AttentionGate, AttentionUNet, FullResolutionGate
+from medseg.networks.attention_gate import AttentionGate, FullResolutionGate
+from medseg.networks.attention_unet import AttentionUNet
+from medseg.networks.fcn import FCN
 from medseg.networks.geometry import SegmentationNetwork
+from medseg.networks.resnet_unet import ResUNet
 from medseg.networks.unet import UNet
 
 __all__ = [
+    "FCN",
     "NETWORKS",
     "AttentionGate",
     "AttentionUNet",
     "FullResolutionGate",
+    "ResUNet",
     "SegmentationNetwork",
     "UNet",
     "build_network",
 ]
 
-NETWORKS: dict[str, type[SegmentationNetwork]] = {network.__name__: network for network in (UNet, AttentionUNet)}
+NETWORKS: dict[str, type[SegmentationNetwork]] = {
+    network.__name__: network for network in (UNet, AttentionUNet, ResUNet, FCN)
+}
 
 
 def build_network(name: str, **arguments: Any) -> SegmentationNetwork:

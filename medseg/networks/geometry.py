@@ -39,7 +39,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Spread:
-    """A transposed convolution along one axis: input i reaches output i * stride - padding and the kernel - 1 after it."""
+    """A transposed convolution along one axis: input i reaches output i * stride - padding and kernel - 1 after it."""
 
     kernel: int
     stride: int
@@ -126,7 +126,7 @@ class Axis:
         object.__setattr__(self, "margin", (size - output) // 2)
 
     def trace(self, size: int) -> tuple[int, tuple[int, ...]]:
-        """Size of the output (0 when `size` is not legal) and, per level, the samples cropped from a skip's either end."""
+        """Size of the output (0 when `size` is not legal) and, per level, the samples cropped from a skip's ends."""
         sizes = []
         for level in self.encoder:
             size = _forward(level, size)

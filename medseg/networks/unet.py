@@ -1,4 +1,4 @@
-"""The U-Net: Ronneberger, Fischer, Brox 2015 (doi:10.1007/978-3-319-24574-4_28), its 3-D form and its padded variants."""
+"""The U-Net: Ronneberger, Fischer, Brox 2015 (doi:10.1007/978-3-319-24574-4_28), its 3-D form and padded variants."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def make_down(spatial_dims: int, channels: int, stride: tuple[int, ...], down: s
 def make_up(
     spatial_dims: int, in_channels: int, out_channels: int, stride: tuple[int, ...], up: str, *, wide: bool = False
 ) -> nn.Module:
-    """Transposed convolution, kernel = stride or (`wide`) kernel 3; or linear interpolation, which keeps the channels."""
+    """Transposed convolution, kernel = stride or (`wide`) kernel 3; or linear interpolation, which keeps channels."""
     if up == "interpolate":
         return Upsample(stride)
     if wide:
