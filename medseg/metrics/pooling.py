@@ -1,0 +1,162 @@
+"""Scores of all cases together: each case gives terms that add up, and the score is computed once from their sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import UsageError
+from medseg.metrics.instances import seg_terms
+from medseg.metrics.matching import match_instances
+from medseg.metrics.metric import Metric
+from medseg.metrics.overlap import Confusion
+from medseg.metrics.views import CaseView, RegionView
+
+__all__ = ["POOLED", "Terms"]
+
+_LITS = "Bilic et al. 2023, doi:10.1016/j.media.2022.102680"
+_RELOADED = "Maier-Hein, Reinke et al. 2024, doi:10.1038/s41592-023-02151-z"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A mean that adds up over cases.
+
+    Attributes:
+        total: sum of the values.
+        count: how many values.
+        empty: what the score is worth if no case has a value: one number per case that has none, the extremes kept.
+        largest: the largest value.
+    """
+
+    total: float
+    count: int
+    empty: tuple[float, float]
+    largest: float = 0.0
+
+    def __add__(self, other: Terms) -> Terms:
+        empty = (min(self.empty[0], other.empty[0]), max(self.empty[1], other.empty[1]))
+        return Terms(self.total + other.total, self.count + other.count, empty, max(self.largest, other.largest))
+
+    def mean(self, better: str) -> float:
+        """Mean value; without any the worst of `empty`, which is the lowest if higher is better."""
+        if self.count:
+            return self.total / self.count
+        return self.empty[0] if better == "higher" else self.empty[1]
+
+
+def check_iou(iou: Any) -> None:
+    """Refuse what is no threshold of IoU.
+
+    Raises:
+        UsageError: not a number from 0 to below 1.
+    """
+    if not isinstance(iou, int | float) or isinstance(iou, bool) or not 0 <= iou < 1:
+        raise UsageError("IoU out of range", field="metrics.iou", expected="0 to below 1", found=iou)
+
+
+def at_iou(name: str) -> Callable[..., str]:
+    """Title of a score that takes `iou`: the name alone for 0, any overlap."""
+    return lambda unit, iou: name if iou == 0 else f"{name}@{iou:g}"
+
+
+def _lesion_counts(view: RegionView, iou: float = 0.0) -> Confusion:
+    match = match_instances(view.lesion_overlap, threshold=iou)
+    return Confusion(match.tp, match.fp, match.fn, 0)
+
+
+def _detected(view: RegionView, score: str, iou: float) -> Terms:
+    match = match_instances(view.lesion_overlap, threshold=iou)
+    predicted, present = view.lesions
+    values = [
+        _lesion_score(RegionView(predicted == first, present == second, None, view.spacing, view.unit), score)
+        for first, second in match.pairs
+    ]
+    diagonal = float(np.hypot.reduce([n * s for n, s in zip(predicted.shape, view.spacing, strict=True)]))
+    if view.lesion_overlap.status == "both_empty":
+        value = 1.0 if score == "Dice" else 0.0
+    else:  # lesions, but none detected
+        value = {"Dice": 0.0, "VOE": 1.0, "RVD": -1.0}.get(score, diagonal)
+    return Terms(math.fsum(values), len(values), (value, value))
+
+
+def _lesion_score(view: RegionView, score: str) -> float:
+    if score in ("Dice", "VOE", "RVD"):
+        return getattr(view.counts, score.lower())
+    return view.surface.hausdorff() if score == "HD" else getattr(view.surface, score.lower())()
+
+
+def _seg(view: CaseView) -> Terms:
+    values = seg_terms(view.objects)
+    empty = 0.0 if len(view.objects.predicted) else 1.0
+    return Terms(float(values.sum()), len(values), (empty, empty))
+
+
+def _share(view: CaseView, part: str, whole: str) -> Terms:
+    predicted, present = view.volume_share(part, whole)
+    error = abs(predicted - present)
+    return Terms(error**2, 1, (0.0, 0.0), error)
+
+
+def _pooled() -> list[Metric]:
+    def counts(name: str, text: str, attribute: str | None = None, **more: Any) -> Metric:
+        name_of = attribute or name.lower()
+        return Metric(f"Pooled{name}", lambda total: getattr(total, name_of), "1", "higher",
+                      f"{text}, of the voxels of all cases together", level="pooled", terms=lambda view: view.counts,
+                      source=_RELOADED, **more)  # fmt: skip
+
+    def lesions(name: str, attribute: str, text: str) -> Metric:
+        title = f"PooledLesion{name}"
+        return Metric(title, lambda total, iou: getattr(total, attribute), "1", "higher",
+                      f"{text}, over the lesions of all cases; connected components (face neighbours) matched one to one at "
+                      "IoU above the given one, 0 if not given", level="pooled", terms=_lesion_counts, title=at_iou(title),
+                      check=check_iou, source=_LITS)  # fmt: skip
+
+    def shares(name: str, measure: Callable[..., float], text: str) -> Metric:
+        return Metric(name, measure, "1", "lower", f"{text} error over cases of the share of one region's volume in another's "
+                      "(tumour burden)", level="pooled", terms=_share, over="case", source=_LITS,
+                      title=lambda unit, part, whole: f"{name}({part}/{whole})")  # fmt: skip
+
+    membranes = "over the reference's cells, after thinning; mean over images at the threshold where it is best"
+    return [
+        counts("Dice", "2 |A and B| / (|A| + |B|), the global Dice"),
+        counts("IoU", "|A and B| / |A or B|", "iou"),
+        counts("Sensitivity", "TP / (TP + FN)"),
+        counts("Specificity", "TN / (TN + FP)"),
+        counts("Precision", "TP / (TP + FP)"),
+        counts("Accuracy", "(TP + TN) / all"),
+        counts("MCC", "Matthews correlation coefficient", "mcc", bounds=(-1.0, 1.0)),
+        Metric("PooledAUC", lambda total: total.auc, "1", "higher", "area under the ROC curve of the pixels of all cases together",
+               level="pooled", needs="probabilities", terms=lambda view: view.probability_counts,
+               source="Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747"),
+        lesions("Precision", "precision", "matched / predicted lesions"),
+        lesions("Recall", "sensitivity", "matched / real lesions"),
+        lesions("F1", "dice", "2 matched / (predicted + real lesions)"),
+        *(Metric(f"DetectedLesion{score}", lambda total, iou, b=better: total.mean(b), unit, better,
+                 f"mean {score} of the lesions that were detected (IoU above the given one, 0.5 if not given), over all cases; says "
+                 "nothing of those that were not: read it beside the recall; worst value if none was detected",
+                 level="pooled", terms=_detected_terms(score), check=check_iou, source=_LITS, bounds=bounds)
+          for score, unit, better, bounds in (
+              ("Dice", "1", "higher", (0.0, 1.0)), ("VOE", "1", "lower", (0.0, 1.0)), ("RVD", "1", "none", (-1.0, math.inf)),
+              ("HD", "length", "lower", (0.0, math.inf)), ("ASSD", "length", "lower", (0.0, math.inf)),
+              ("RMSD", "length", "lower", (0.0, math.inf)))),
+        Metric("PooledSEG", lambda total: total.mean("higher"), "1", "higher", "mean over the real objects of all cases of the IoU with "
+               "the predicted one that covers more than half of it, else 0", level="pooled", needs="instances", terms=_seg,
+               over="case", source="Maška et al. 2014, doi:10.1093/bioinformatics/btu080"),
+        shares("ShareRMSE", lambda total, part, whole: math.sqrt(total.total / total.count), "root mean square"),
+        shares("ShareMaximum", lambda total, part, whole: total.largest, "largest"),
+        *(Metric(f"Pooled{name}", lambda total, a=name.lower(): getattr(total, a), "1", "higher", f"{name}, {membranes}",
+                 level="pooled", needs="instances", terms=lambda view: view.membranes, over="case",
+                 source="Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142") for name in ("V_rand", "V_info")),
+    ]  # fmt: skip
+
+
+def _detected_terms(score: str) -> Callable[..., Terms]:
+    return lambda view, iou=0.5: _detected(view, score, iou)
+
+
+POOLED: tuple[Metric, ...] = tuple(_pooled())

@@ -1,0 +1,290 @@
+"""Score a case: choose metrics by name, measure each structure once, give one line per structure and score."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import LabelError, UsageError
+from medseg.metrics.catalogue import METRICS
+from medseg.metrics.metric import Metric, Score
+from medseg.metrics.overlap import check_same_shape, scored_voxels, whole_numbers
+from medseg.metrics.surface import check_spacing
+from medseg.metrics.views import CaseView
+
+__all__ = ["ALL_CASES", "ALL_LABELS", "CaseResult", "measure_case", "parse_metrics", "pool_scores", "score_case"]
+
+ALL_CASES = "all cases"  # the case of pooled scores
+ALL_LABELS = "all"  # the label of scores of the case as a whole
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Scores of one case, and its terms of the scores that are computed once over all cases. Pickles.
+
+    Attributes:
+        scores: one per structure and score.
+        terms: (label, shown metric) -> what adds up.
+        skipped: names of the scores that need what this case does not have (probabilities).
+    """
+
+    case: str
+    scores: tuple[Score, ...]
+    terms: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+
+def parse_metrics(metrics: Iterable[Any]) -> list[tuple[Metric, dict[str, Any]]]:
+    """Look up scores by name and check their arguments.
+
+    Args:
+        metrics: each a name, `{name: {argument: value}}`, `(name, arguments)`, or an object with `.name` and `.arguments`.
+
+    Returns:
+        (metric, all its arguments), in the order given.
+
+    Raises:
+        UsageError: an unknown score (the nearest names are given), an unknown or impossible argument, or no scores at all.
+
+    >>> [(metric.name, arguments) for metric, arguments in parse_metrics(["Dice", {"SurfaceDice": {"tolerance": 2}}])]
+    [('Dice', {}), ('SurfaceDice', {'tolerance': 2})]
+    """
+    parsed = []
+    for entry in metrics:
+        name, arguments = _name_and_arguments(entry)
+        if name not in METRICS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, METRICS, n=3, cutoff=0.5)
+            raise UsageError(
+                f"there is no score named {name}", field="metrics", expected=" or ".join(near or list(METRICS))
+            )
+        parsed.append((METRICS[name], METRICS[name].checked(arguments)))
+    if not parsed:
+        raise UsageError("no scores were asked for", field="metrics")
+    return parsed
+
+
+def score_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    labels: Mapping[int, str],
+    metrics: Sequence[Any] = ("Dice",),
+    **options: Any,
+) -> list[Score]:
+    """Score one case; see `measure_case` for the arguments. Scores over all cases (`Pooled...`) are left out.
+
+    >>> import numpy as np
+    >>> reference = np.zeros((8, 8), np.uint8); reference[2:6, 2:6] = 1
+    >>> prediction = np.zeros_like(reference); prediction[2:6, 2:5] = 1
+    >>> for s in score_case(prediction, reference, labels={0: "background", 1: "liver"}, spacing=(2, 2),
+    ...                     metrics=["Dice", "HD95"], case="liver_1"):
+    ...     print(s.case, s.label, s.metric, round(s.value, 3), s.unit, s.status)
+    liver_1 liver Dice 0.857 1 scored
+    liver_1 liver HD95 2.0 mm scored
+    """
+    return list(measure_case(prediction, reference, labels=labels, metrics=metrics, **options).scores)
+
+
+def measure_case(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    labels: Mapping[int, str],
+    metrics: Sequence[Any] = ("Dice",),
+    spacing: float | Sequence[float] | None = None,
+    case: str = "",
+    unit: str = "mm",
+    fov: np.ndarray | None = None,
+    ignore: int | None = None,
+    probabilities: np.ndarray | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    instances: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    skip: bool = False,
+) -> CaseResult:
+    """Score one case and keep what pooled scores need.
+
+    Args:
+        prediction: (*spatial) labels, 2-D or 3-D.
+        reference: the same shape.
+        labels: value -> name; value 0 is background and has no score of its own.
+        metrics: names, or names with arguments; see `parse_metrics`.
+        spacing: size of a voxel on each axis; 1 when None.
+        case: id, for the lines.
+        unit: of spacing, "mm" or "px".
+        fov: (*spatial), voxels where it is 0 are left out (field of view).
+        ignore: value of the reference whose voxels are left out (void).
+        probabilities: (K, *spatial), channel k the probability of value k; (1, *spatial) or (*spatial) that of value 1.
+        regions: name -> values, when structures are unions of labels (`{"liver": (1, 2)}`); every label alone when None.
+        instances: (of the prediction, of the reference): (*spatial) numbered objects, or None for connected components.
+        skip: leave out scores that need probabilities when there are none (named in `.skipped`) instead of refusing.
+
+    Returns:
+        CaseResult.
+
+    Raises:
+        GeometryError: shapes differ.
+        LabelError: a value in prediction or reference that `labels` does not have.
+        UsageError: unknown scores or arguments, missing probabilities, spacing that does not fit.
+    """
+    wanted = parse_metrics(metrics)
+    prediction, reference = whole_numbers(prediction, "prediction"), whole_numbers(reference, "reference")
+    check_same_shape(prediction, reference, fov)
+    for name, numbered in zip(("prediction", "reference"), instances, strict=True):
+        if numbered is not None and numbered.shape != reference.shape:
+            raise UsageError(f"instances of the {name} have another shape", field="instances", found=numbered.shape)
+    step = check_spacing(spacing, prediction.ndim)
+    check_labels(prediction, labels, None, "prediction", case)
+    check_labels(reference, labels, ignore, "reference", case)
+    structures = _regions(labels, regions)
+    view = CaseView(
+        prediction, reference, scored_voxels(reference, fov, ignore), structures, instances,
+        _channels(probabilities, prediction), step, unit,
+    )  # fmt: skip
+    skipped = [metric.name for metric, _ in wanted if metric.needs == "probabilities" and probabilities is None]
+    if skipped and not skip:
+        raise UsageError(f"{skipped[0]} needs probabilities", field="probabilities", case=case or None)
+    wanted = [(metric, arguments) for metric, arguments in wanted if metric.name not in skipped]
+    scores: list[Score] = []
+    terms: dict[tuple[str, str], Any] = {}
+
+    def add(part: Any, label: str, whole: bool) -> None:
+        for metric, arguments in wanted:
+            if (metric.over if metric.level == "pooled" else metric.level) == ("case" if whole else "label"):
+                shown = metric.shown(unit, **arguments)
+                if metric.terms is not None:
+                    terms[label, shown] = metric.terms(part, **arguments)
+                else:
+                    value = metric(part, **arguments)
+                    scores.append(
+                        Score(case, label, shown, value, metric.unit_shown(unit, len(step)), part.status,
+                              metric.definition, metric.better)
+                    )  # fmt: skip
+
+    if any("label" in (metric.level, metric.level == "pooled" and metric.over) for metric, _ in wanted):
+        for name in structures:
+            add(view.region(name), name, whole=False)
+    add(view, ALL_LABELS, whole=True)
+    return CaseResult(case, tuple(scores), terms, tuple(skipped))
+
+
+def pool_scores(
+    results: Sequence[CaseResult], metrics: Sequence[Any], *, unit: str = "mm", dims: int = 3
+) -> list[Score]:
+    """Scores over all cases together, from the terms that each case kept.
+
+    Args:
+        results: of `measure_case`, for the same metrics.
+        metrics: the same as there.
+        unit: of spacing.
+        dims: 2 or 3.
+
+    Returns:
+        One Score for each pooled metric and structure, with case `all cases`.
+
+    >>> import numpy as np
+    >>> labels, metrics = {0: "background", 1: "cell"}, ["Dice", "PooledDice"]
+    >>> full, empty = np.ones((4, 4), int), np.zeros((4, 4), int)
+    >>> cases = [measure_case(full, full, labels=labels, metrics=metrics), measure_case(empty, full, labels=labels, metrics=metrics)]
+    >>> [(s.label, s.metric, round(s.value, 3)) for s in pool_scores(cases, metrics)]
+    [('cell', 'PooledDice', 0.667)]
+    """
+    pooled = []
+    for metric, arguments in parse_metrics(metrics):
+        if metric.terms is None:
+            continue
+        shown = metric.shown(unit, **arguments)
+        names = dict.fromkeys(label for result in results for label, name in result.terms if name == shown)
+        for label in names:
+            parts = [result.terms[label, shown] for result in results if (label, shown) in result.terms]
+            total = functools.reduce(operator.add, parts)
+            value = metric(total, **arguments)
+            status = getattr(total, "status", "scored")
+            pooled.append(
+                Score(
+                    ALL_CASES,
+                    label,
+                    shown,
+                    value,
+                    metric.unit_shown(unit, dims),
+                    status,
+                    metric.definition,
+                    metric.better,
+                )
+            )
+    return pooled
+
+
+def check_labels(image: np.ndarray, labels: Mapping[int, str], ignore: int | None, name: str, case: str = "") -> None:
+    """Refuse values that are no labels.
+
+    Raises:
+        LabelError: with the values and how many voxels hold them.
+    """
+    if image.dtype == bool:
+        return
+    values, counts = (
+        _small_counts(image) if image.dtype == np.uint8 else np.unique(image, return_counts=True)
+    )  # a histogram of bytes is much faster than sorting
+    strange = {
+        int(v): int(n)
+        for v, n in zip(values, counts, strict=True)
+        if int(v) not in labels and int(v) not in (0, ignore)
+    }
+    if strange:
+        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:5])
+        raise LabelError(
+            f"{name} has values that are no labels", code="E331", case=case or None,
+            expected=", ".join(str(value) for value in labels), found=shown,
+        )  # fmt: skip
+
+
+def _small_counts(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    flat = image.reshape(-1, order="F" if image.flags.f_contiguous else "C")
+    counts = np.zeros(256, dtype=np.int64)
+    for start in range(0, len(flat), 1 << 22):
+        counts += np.bincount(flat[start : start + (1 << 22)], minlength=256)
+    values = np.flatnonzero(counts)
+    return values, counts[values]
+
+
+def _regions(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+    if regions is None:
+        return {name: (value,) for value, name in labels.items() if value != 0}
+    known = {name: tuple(int(v) for v in values if int(v) in labels) for name, values in regions.items()}
+    return {name: values for name, values in known.items() if values}
+
+
+def _channels(probabilities: np.ndarray | None, prediction: np.ndarray) -> np.ndarray | None:
+    if probabilities is None:
+        return None
+    array = np.asarray(probabilities)
+    if array.shape == prediction.shape:
+        array = array[None]
+    if array.shape[1:] != prediction.shape:
+        raise UsageError(
+            "probabilities have another shape",
+            field="probabilities",
+            expected=f"(K, *{prediction.shape})",
+            found=array.shape,
+        )
+    return np.stack([1 - array[0], array[0]]) if len(array) == 1 else array
+
+
+def _name_and_arguments(entry: Any) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, arguments = next(iter(entry.items()))
+        return str(name), arguments or {}
+    if isinstance(entry, tuple) and len(entry) == 2:
+        return entry[0], entry[1]
+    if hasattr(entry, "name") and hasattr(entry, "arguments"):
+        return entry.name, dict(entry.arguments)
+    raise UsageError("a score is a name, or a name with arguments", field="metrics", found=repr(entry))

@@ -1,0 +1,180 @@
+"""What scores look at: one structure of one case, or all objects of one case. Costly parts are measured once, on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from medseg.errors import UsageError
+from medseg.metrics.matching import InstanceOverlap, instance_overlap, label_components
+from medseg.metrics.membranes import MembraneCurve, membrane_curve
+from medseg.metrics.overlap import Confusion, confusion_of_masks
+from medseg.metrics.surface import SurfaceDistances, surface_distances
+from medseg.metrics.vessels import ProbabilityCounts, probability_counts
+
+__all__ = ["CaseView", "RegionView"]
+
+
+class RegionView:
+    """One structure of one case: prediction and reference as masks, cut to the voxels that count.
+
+    Attributes:
+        prediction: (*spatial) boolean, false where voxels do not count.
+        reference: likewise.
+        valid: (*spatial) boolean, or None when all voxels count.
+        spacing: size of a voxel on each axis.
+        unit: of spacing, "mm" or "px".
+    """
+
+    def __init__(
+        self,
+        prediction: np.ndarray,
+        reference: np.ndarray,
+        valid: np.ndarray | None,
+        spacing: tuple[float, ...],
+        unit: str,
+        probability: np.ndarray | None = None,
+    ) -> None:
+        self.prediction = prediction if valid is None else prediction & valid
+        self.reference = reference if valid is None else reference & valid
+        self.valid = valid
+        self.spacing = spacing
+        self.unit = unit
+        self._probability = probability
+
+    @cached_property
+    def counts(self) -> Confusion:
+        """Voxels that agree and disagree."""
+        return confusion_of_masks(self.prediction, self.reference, self.valid)
+
+    @cached_property
+    def surface(self) -> SurfaceDistances:
+        """Distances between the two surfaces."""
+        return surface_distances(self.prediction, self.reference, self.spacing)
+
+    @cached_property
+    def lesions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Connected components of prediction and reference, numbered from 1."""
+        return label_components(self.prediction), label_components(self.reference)
+
+    @cached_property
+    def lesion_overlap(self) -> InstanceOverlap:
+        """Shared voxels of predicted and real lesions."""
+        return instance_overlap(*self.lesions)
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in the unit that volumes are reported in: mL for mm in 3-D, mm² in 2-D, else voxels."""
+        if self.unit != "mm":
+            return 1.0
+        size = float(np.prod(self.spacing))
+        return size / 1000 if len(self.spacing) == 3 else size
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Predicted probability of the structure.
+
+        Raises:
+            UsageError: the case came without probabilities.
+        """
+        if self._probability is None:
+            raise UsageError(
+                "this score needs probabilities", field="probabilities", fix="predict with --save-probabilities"
+            )
+        return self._probability
+
+    @cached_property
+    def probability_counts(self) -> ProbabilityCounts:
+        """How often each probability was given inside and outside the structure."""
+        return probability_counts(self.probability, self.reference, self.valid)
+
+    @property
+    def status(self) -> str:
+        """scored | missed | false_alarm | both_empty."""
+        return self.counts.status
+
+
+class CaseView:
+    """One case as a whole: its objects, and its regions by name.
+
+    Objects are the given instances, or the connected components of all that is not background.
+    """
+
+    def __init__(
+        self,
+        prediction: np.ndarray,
+        reference: np.ndarray,
+        valid: np.ndarray | None,
+        regions: Mapping[str, Sequence[int]],
+        instances: tuple[np.ndarray | None, np.ndarray | None],
+        probabilities: np.ndarray | None,
+        spacing: tuple[float, ...],
+        unit: str,
+    ) -> None:
+        self._prediction, self._reference, self._valid = prediction, reference, valid
+        self._regions, self._instances, self._probabilities = regions, instances, probabilities
+        self.spacing, self.unit = spacing, unit
+
+    def region(self, name: str) -> RegionView:
+        """One structure of the case.
+
+        Raises:
+            UsageError: no region has that name.
+        """
+        if name not in self._regions:
+            raise UsageError("no such region", field="region", expected=", ".join(self._regions), found=name)
+        labels = self._regions[name]
+        probability = None
+        if self._probabilities is not None:
+            if max(labels) >= len(self._probabilities):
+                raise UsageError(
+                    "fewer probabilities than labels", field="probabilities",
+                    expected=f"a channel for label {max(labels)}", found=f"{len(self._probabilities)} channels",
+                )  # fmt: skip
+            channels = [self._probabilities[label] for label in labels]
+            probability = channels[0] if len(channels) == 1 else np.sum(channels, axis=0)
+        masks = [_mask(image, labels) for image in (self._prediction, self._reference)]
+        return RegionView(masks[0], masks[1], self._valid, self.spacing, self.unit, probability)
+
+    def volume_share(self, part: str, whole: str) -> tuple[float, float]:
+        """Voxels of one region over those of another, in prediction and reference; 0 where the other is empty."""
+        first, second = self.region(part).counts, self.region(whole).counts
+        predicted = first.predicted / second.predicted if second.predicted else 0.0
+        return predicted, first.present / second.present if second.present else 0.0
+
+    @cached_property
+    def objects(self) -> InstanceOverlap:
+        """Shared voxels of predicted and real objects."""
+        numbered = []
+        for image, instances in zip((self._prediction, self._reference), self._instances, strict=True):
+            foreground = image != 0 if self._valid is None else (image != 0) & self._valid
+            if instances is None:
+                numbered.append(label_components(foreground))
+            else:
+                numbered.append(instances if self._valid is None else np.where(self._valid, instances, 0))
+        return instance_overlap(numbered[0], numbered[1])
+
+    @cached_property
+    def membranes(self) -> MembraneCurve:
+        """V_rand and V_info at each threshold; of the predicted labels alone if there are no probabilities."""
+        cells = self._prediction != 0
+        if self._probabilities is not None:
+            cells = 1.0 - self._probabilities[0]
+        reference = self._reference != 0 if self._instances[1] is None else self._instances[1]
+        if self._valid is not None:
+            reference = np.where(self._valid, reference, 0).astype(reference.dtype)
+        return membrane_curve(cells, reference)
+
+    @property
+    def status(self) -> str:
+        """By whether there are objects: scored | missed | false_alarm | both_empty."""
+        return self.objects.status
+
+
+def _mask(image: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    mask = image == labels[0]
+    for label in labels[1:]:
+        mask |= image == label
+    return mask
