@@ -14,7 +14,7 @@ import numpy as np
 
 from medseg.errors import FormatError
 
-__all__ = ["RATIO", "is_gzip", "too_short", "unpack"]
+__all__ = ["RATIO", "damaged", "is_gzip", "too_short", "unpack", "unpack_start"]
 
 RATIO = 1032  # no deflate stream unpacks to more than this times its size (258 bytes from 2 bits)
 
@@ -49,7 +49,20 @@ def unpack(packed: bytes, end: int, path: Path, case: str | None = None) -> np.n
     return out
 
 
-def too_short(path: Path, case: str | None, expected: int, found: object) -> FormatError:
+def unpack_start(packed: bytes, count: int, path: Path, case: str | None = None) -> bytes:
+    """The first `count` unpacked bytes, or fewer, out of the first bytes of a stream; members are joined."""
+    found = b""
+    while packed and len(found) < count:
+        stream = zlib.decompressobj(wbits=31)
+        try:
+            found += stream.decompress(packed, count - len(found))
+        except zlib.error as error:
+            raise damaged(path, case, error) from None
+        packed = stream.unused_data
+    return found
+
+
+def too_short(path: Path, case: str | None, expected: object, found: object) -> FormatError:
     """The error for a file that ends early."""
     return FormatError(
         "the file is shorter than its header says",
@@ -74,14 +87,14 @@ def _unpack_members(packed: memoryview, out: np.ndarray, path: Path, case: str |
             if total and not any(packed[position - len(block) :].tobytes()[:_BLOCK]):
                 break  # end, or zero padding behind the last member, which gzip allows too
             if bytes(block[:2]) != _GZIP[: len(block)]:
-                raise _damaged(path, case, "something else behind the gzip stream")
+                raise damaged(path, case, "something else behind the gzip stream")
             stream = zlib.decompressobj(wbits=31)
         elif not len(block):
-            raise too_short(path, case, end, total) if total < end else _damaged(path, case, "cut off")
+            raise too_short(path, case, end, total) if total < end else damaged(path, case, "cut off")
         try:
             piece = stream.decompress(block, 4 * _BLOCK)
         except zlib.error as error:
-            raise _damaged(path, case, error) from None
+            raise damaged(path, case, error) from None
         if total < end:
             take = min(len(piece), end - total)
             out[total : total + take] = np.frombuffer(piece, np.uint8, take)
@@ -96,7 +109,8 @@ def _unpack_members(packed: memoryview, out: np.ndarray, path: Path, case: str |
         raise too_short(path, case, end, total)
 
 
-def _damaged(path: Path, case: str | None, reason: object) -> FormatError:
+def damaged(path: Path, case: str | None, reason: object) -> FormatError:
+    """The error for a stream whose content or checksum is wrong."""
     message = "the gzip stream is damaged: its checksum or its codes are wrong"
     fix = "copy or download the file again"
     return FormatError(message, code="E304", case=case, file=path, found=reason, fix=fix)

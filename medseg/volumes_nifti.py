@@ -76,14 +76,14 @@ def read_nifti_window(path: str | Path, slices: tuple[slice, ...]) -> np.ndarray
         if is_gzip(file):
             fix = "unpack it with gunzip, or read the whole image"
             raise DataError("a gzipped file cannot be read in windows", code="E310", file=path, fix=fix)
-        start, stop, _ = slices[-1].indices(info.shape[-1])
+        start, stop, step = slices[-1].indices(info.shape[-1])
         slab = info.image_bytes // info.shape[-1]
         file.seek(info.offset + start * slab)
         count = max(stop - start, 0)
         data = np.fromfile(file, np.uint8, count * slab)
         if data.size != count * slab:
             raise too_short(path, None, info.offset + info.image_bytes, info.offset + start * slab + data.size)
-    return _as_array(data, info, (*info.shape[:-1], count))[(*slices[:-1], slice(None))]
+    return _as_array(data, info, (*info.shape[:-1], count))[(*slices[:-1], slice(None, None, step))]
 
 
 def _as_array(data: np.ndarray, info: NiftiHeader, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,12 @@ import numpy as np
 
 from medseg.errors import FormatError, GeometryError, UsageError
 from medseg.volumes_geometry import SHIFT_TOLERANCE, check_affine, corner_shift
-from medseg.volumes_gzip import RATIO, is_gzip, too_short
+from medseg.volumes_gzip import RATIO, is_gzip, too_short, unpack_start
 
 __all__ = ["NiftiHeader", "affines_of", "parse_header"]
 
 _MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")}
+_HEAD = 1024  # more than any header
 _REFUSED_TYPES = {1: "binary (1 bit)", 32: "complex64", 1536: "float128", 1792: "complex128", 2048: "complex256"}
 _COLOUR_TYPES = {128: 3, 2304: 4}  # RGB24, RGBA32
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
@@ -70,10 +70,7 @@ def parse_header(file: Any, path: Path, affine: str, case: str | None) -> NiftiH
     file.seek(0)
     start = file.read(1 << 16)
     if packed:
-        try:
-            start = zlib.decompressobj(wbits=31).decompress(start, 1024)
-        except zlib.error as error:
-            raise FormatError("the gzip stream is corrupt", code="E304", case=case, file=path, found=error) from None
+        start = unpack_start(start, _HEAD, path, case)
     elif named_packed and int.from_bytes(start[:4], "little") not in _MAGIC:
         raise _not_nifti(path, case, start)
     hdr_size, order = _byte_order(start)
@@ -102,13 +99,19 @@ def parse_header(file: Any, path: Path, affine: str, case: str | None) -> NiftiH
     offset = int(offset)
     needed = offset + math.prod(shape) * dtype.itemsize * max(colour, 1)
     if not packed and size < needed:
-        raise too_short(path, case, needed, size)
+        raise too_short(path, case, f"{needed} ({_sizes(shape, dtype, colour)})", size)
     if packed and size * RATIO < needed:
-        raise too_short(path, case, needed, f"at most {size * RATIO}, from {size} compressed")
+        raise too_short(
+            path, case, f"{needed} ({_sizes(shape, dtype, colour)})", f"at most {size * RATIO}, from {size} compressed"
+        )
     chosen, notes = _affine(header, shape, affine, path, case)
     if not packed and size > needed:
         notes += (f"E303: {size - needed} bytes behind the image are ignored",)
     return NiftiHeader(header, shape, chosen, dtype, colour, offset, notes)
+
+
+def _sizes(shape: tuple[int, ...], dtype: np.dtype, colour: int) -> str:
+    return " x ".join(map(str, shape)) + f" of {'colour' if colour else dtype.name}"
 
 
 def _byte_order(start: bytes) -> tuple[int, str]:
@@ -254,7 +257,8 @@ def _show(matrix: np.ndarray | None) -> str:
 
 def _bad_affine(path: Path, case: str | None, name: str, wrong: dict, candidates: dict) -> GeometryError:
     text = wrong[name]
-    code = "E323" if text.startswith("is sheared") else "E324" if "spacing" in text else "E322"
+    singular = text.startswith("is singular")
+    code = "E323" if text.startswith("is sheared") else "E324" if "spacing" in text and not singular else "E322"
     other = next((key for key in candidates if key != name and not wrong[key]), None)
     fix = f'the {other} is valid: affine="{other}" uses it' if other else "mend the header"
     found = "; ".join(f"{key} {wrong[key] or 'is valid'} {_show(matrix)}" for key, matrix in candidates.items())
