@@ -101,7 +101,9 @@ def check_component(component: Component, kind: str) -> list[MedsegError]:
     parameters = _parameters(part)
     monai = facts_for_monai(component.name) if kind == "transform" else {}
     problems: list[MedsegError] = []
-    open_names = [n for n in parameters if n not in monai and not (n in FACTS or (kind == "schedule" and n == "optimizer"))]
+    open_names = [
+        n for n in parameters if n not in monai and not (n in FACTS or (kind == "schedule" and n == "optimizer"))
+    ]
     for name, value in component.arguments.items():
         if name in parameters and name not in open_names:
             message = f"`{name}` of {component.name} is known to the program and is not written"
@@ -118,6 +120,14 @@ def check_component(component: Component, kind: str) -> list[MedsegError]:
             message = f"{component.name} needs the argument `{name}`"
             expected = _readable(parameter.annotation)
             problems.append(ConfigError(message, code="E115", field=None, expected=f"{name}: {expected}"))
+    if kind == "metric" and not problems:
+        try:
+            part.checked(component.arguments)
+        except MedsegError as error:
+            field_ = (error.field or "").rpartition(".")[2]
+            problems.append(
+                ConfigError(error.message, code="E116", field=field_, expected=error.expected, found=error.found)
+            )
     return problems
 
 
@@ -128,7 +138,7 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
         component: name and arguments.
         kind: one of `KINDS`.
         facts: what the program knows; each is passed if the part's signature has it and the component did not give it.
-            A metric is not built: its table entry is returned, with the arguments bound where it takes any.
+            A metric is not built: its entry in the table of metrics is returned, which takes arguments when called.
 
     Raises:
         ConfigError: unknown name, wrong or missing arguments, or values that the part itself refuses.
@@ -140,7 +150,7 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
         raise collect(problems)
     part = find_part(kind, component.name)
     if kind == "metric":
-        return part.bind(**component.arguments) if component.arguments else part
+        return part
     try:
         return part(**_arguments(component, kind, part, facts))
     except MedsegError as error:
@@ -152,7 +162,9 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
         ) from error
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         # the signature fits, the part refuses the values
-        raise ConfigError(f"{component.name} refuses its arguments: {error}", code="E116", found=_short(component.plain())) from error
+        raise ConfigError(
+            f"{component.name} refuses its arguments: {error}", code="E116", found=_short(component.plain())
+        ) from error
 
 
 def to_target(component: Component, kind: str, **facts: Any) -> dict[str, Any]:
@@ -177,12 +189,8 @@ def _arguments(component: Component, kind: str, part: Any, facts: Mapping[str, A
 
 
 def _parameters(part: Any) -> dict[str, inspect.Parameter]:
-    if not callable(part) or hasattr(part, "parameters") and isinstance(part.parameters, Mapping):
-        # a metric's entry tells its own arguments: name -> default
-        return {
-            n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=v, annotation=type(v))
-            for n, v in getattr(part, "parameters", {}).items()
-        }
+    if not isinstance(part, type):  # a score: a function of the case's view, then its arguments
+        return dict(list(inspect.signature(part.terms or part.measure).parameters.items())[1:])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(part).parameters
     return {n: p for n, p in found.items() if p.kind in kinds}
@@ -278,4 +286,3 @@ def _readable(annotation: Any) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
-

@@ -45,7 +45,9 @@ def _component(value: Any) -> Component:
 
 
 Part = Annotated[Component, PlainValidator(_component), PlainSerializer(lambda part: part.plain())]
-Parts = Annotated[tuple[Part, ...], BeforeValidator(lambda v: () if v is None else tuple(v) if isinstance(v, list) else v)]
+Parts = Annotated[
+    tuple[Part, ...], BeforeValidator(lambda v: () if v is None else tuple(v) if isinstance(v, list) else v)
+]
 
 
 class TrainConfig(Strict):
@@ -68,7 +70,7 @@ class TrainConfig(Strict):
     patience: int | None = Field(default=None, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-    folds: int = Field(default=5, ge=2)
+    folds: Annotated[int, Field(ge=2)] | Literal["auto"] = 5
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     accumulate: int = Field(default=1, gt=0)
     clip: float | None = Field(default=None, gt=0)
@@ -160,7 +162,9 @@ def load_pipeline(
         problems = check_pipeline(document, pipeline, problems, root=root)
     if problems or pipeline is None:
         raise collect(problems)
-    return pipeline if pipeline.title else pipeline.model_copy(update={"title": document.head[0] if document.head else ""})
+    return (
+        pipeline if pipeline.title else pipeline.model_copy(update={"title": document.head[0] if document.head else ""})
+    )
 
 
 def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path | None = None) -> DatasetSpec:
@@ -182,7 +186,9 @@ def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path 
             known += document.value
             continue
         entry = document.value[name]
-        inner = Document({"name": name, **entry} if isinstance(entry, dict) else entry, document.places, document.source)
+        inner = Document(
+            {"name": name, **entry} if isinstance(entry, dict) else entry, document.places, document.source
+        )
         spec, problems = validate(DatasetSpec, inner, (name,))
         if spec is None:
             raise collect(problems)
@@ -190,7 +196,7 @@ def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path 
     near = nearest(name, known)
     raise ConfigError(
         f"unknown data set `{name}`", code="E112", field="dataset", expected=", ".join(sorted(set(known))), found=name,
-        fix=f"did you mean `{near}`?" if near else "give the folder that holds its datasets.yaml with --data, or use `medseg data add`",
+        fix=f"did you mean `{near}`?" if near else "medseg data add, or --data with the folder of its datasets.yaml",
     )  # fmt: skip
 
 
@@ -200,7 +206,7 @@ def dataset_names(*, root: str | Path | None = None, file: str | Path | None = N
 
 
 def pipeline_file(name: str | Path, *, folder: str | Path | None = None) -> Path:
-    """The file of a pipeline: a path as it is; a name is looked up in `folder`, ./pipelines, and what comes with medseg.
+    """The file of a pipeline: a path as it is; a name is looked up in `folder`, ./pipelines, and among medseg's own.
 
     Raises:
         ConfigError: there is none; the nearest name is told.
@@ -208,7 +214,9 @@ def pipeline_file(name: str | Path, *, folder: str | Path | None = None) -> Path
     text = str(name)
     if isinstance(name, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
         if not Path(name).is_file():
-            raise ConfigError("no such pipeline file", code="E111", file=name, expected="a YAML file or a pipeline's name")
+            raise ConfigError(
+                "no such pipeline file", code="E111", file=name, expected="a YAML file or a pipeline's name"
+            )
         return Path(name)
     for place in _pipeline_folders(folder):
         if (path := place / f"{text}.yaml").is_file():
@@ -245,7 +253,7 @@ def entry_of(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def resource_folder() -> Path:
-    """The folder with the datasets.yaml and pipelines/ that come with medseg: in the wheel, or the repository's root."""
+    """The folder with medseg's own datasets.yaml and pipelines/: inside the wheel, or the repository's root."""
     packed = Path(__file__).parent / "resources"
     return packed if (packed / "datasets.yaml").is_file() else Path(__file__).parent.parent
 

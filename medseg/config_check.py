@@ -55,9 +55,13 @@ def check_pipeline(
         place = str(document.place(("train", "patch")))
         found.append(
             ConfigError(
-                f"the patch has {len(patch)} axes, the data set {spec.name} has {spec.dims}", code="E118",
-                field="train.patch", file=place, expected=f"{spec.dims} numbers", found=list(patch),
-            )  # fmt: skip
+                f"the patch has {len(patch)} axes, the data set {spec.name} has {spec.dims}",
+                code="E118",
+                field="train.patch",
+                file=place,
+                expected=f"{spec.dims} numbers",
+                found=list(patch),
+            )
         )
         patch = None
     dims = spec.dims if spec else len(patch) if patch else 2
@@ -84,7 +88,9 @@ def _across_keys(document: Document, found: list[MedsegError]) -> Iterator[Medse
         where = str(document.place(("train", *given[:1])))
         expected = f"exactly one of {', '.join(BUDGETS)}"
         shown = ", ".join(given) or "none"
-        yield ConfigError("one budget is needed", code="E114", field="train", file=where, expected=expected, found=shown)
+        yield ConfigError(
+            "one budget is needed", code="E114", field="train", file=where, expected=expected, found=shown
+        )
     metrics, best = value.get("metrics"), value.get("best")
     if isinstance(metrics, list) and isinstance(best, str):
         measured = [next(iter(m), "") if isinstance(m, dict) else str(m) for m in metrics]
@@ -139,9 +145,13 @@ def _check_patch(network: Any, part: Component, patch: tuple[int, ...], document
         legal = tuple(network.legal_size(patch))
         return [
             ConfigError(
-                f"{part.name} cannot take this patch: {error.message}", code="E118", field="train.patch",
-                file=str(document.place(("train", "patch"))), expected=f"for example {list(legal)}", found=list(patch),
-            )  # fmt: skip
+                f"{part.name} cannot take this patch: {error.message}",
+                code="E118",
+                field="train.patch",
+                file=str(document.place(("train", "patch"))),
+                expected=f"for example {list(legal)}",
+                found=list(patch),
+            )
         ]
     return []
 

@@ -111,8 +111,8 @@ class Download(Strict):
 class DatasetSpec(Strict):
     """Everything that the program needs to know about a data set; facts, not choices.
 
-    `labels` maps the indices 0, 1, ... to names; `ignore` is the index of voxels that count for nothing. `encoding` says
-    how a stored label value becomes an index: "index" as it is, "nonzero" (anything but 0 is 1), or a mapping
+    `labels` maps the indices 0, 1, ... to names; `ignore` is the index of voxels that count for nothing. `encoding`
+    says how a stored label value becomes an index: "index" as it is, "nonzero" (anything but 0 is 1), or a mapping
     {stored: index}, where a stored 0 stays 0 unless the mapping says otherwise. `colours` maps {index: [r, g, b]} for
     labels stored as colours. `instances: components` takes connected components (faces) of each label as instances
     where the files have no instance labels of their own.

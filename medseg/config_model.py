@@ -1,4 +1,4 @@
-"""What all configuration models share: strict, frozen, and faults that name file, line, key and the nearest valid key."""
+"""What all configuration models share: strict, frozen, faults told with file, line, key and the nearest valid key."""
 
 from __future__ import annotations
 

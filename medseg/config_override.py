@@ -79,7 +79,11 @@ def _split(settings: Sequence[str]) -> list[tuple[list[str], Any, str]]:
         key, equals, raw = text.partition("=")
         keys = [part.strip() for part in key.split(".")]
         if not equals or not all(keys):
-            problems.append(ConfigError("not a setting", code="E117", field="--set", expected="key=value or a.b.c=value", found=text))
+            problems.append(
+                ConfigError(
+                    "not a setting", code="E117", field="--set", expected="key=value or a.b.c=value", found=text
+                )
+            )
             continue
         try:
             result.append((keys, parse_yaml(raw, source=f"--set {text}").value, text))
@@ -91,44 +95,41 @@ def _split(settings: Sequence[str]) -> list[tuple[list[str], Any, str]]:
 
 
 def _lay(root: Any, keys: list[str], new: Any, place: Place) -> Path_:
+    """Put `new` where `keys` lead, in place; the path, with a list's names turned into positions."""
     if not isinstance(root, dict):
         raise ConfigError("the pipeline's file holds no keys", code="E117", file=str(place))
     path: list[Any] = []
     here: Any = root
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        is_component = (len(path) == 1 and path[0] in _COMPONENTS) or (len(path) == 2 and path[0] in _LISTS)
+    rest = list(keys)
+    while True:
+        key = rest[0]
+        where = ".".join(map(str, path))
         if isinstance(here, list):
-            step, names = _position(here, key), [_name(item) for item in here]
+            step: Any = _position(here, key)
             if step is None:
-                raise _no_such(".".join(keys[:depth]), key, [*names, *map(str, range(len(here)))], place)
-            path.append(step)
-            if not last and isinstance(here[step], str):
-                here[step] = {here[step]: {}}
-            if key == _name(here[step]) and not last:
-                # `augment.RandFlipd.prob`: the name stands for the position and for the component's own key
-                here[step] = {key: {}} if not isinstance(here[step], dict) else here[step]
-                here, step = here[step], key
-                path.append(key)
+                raise _no_such(where, key, [*map(_name, here), *map(str, range(len(here)))], place)
+            if not key.isdecimal() and len(rest) > 1:
+                rest.insert(1, key)  # `augment.RandFlipd.prob`: the name is the item's position and then its key
         else:
+            is_component = where in _COMPONENTS or (len(path) == 2 and path[0] in _LISTS)
             if is_component and key not in here:
-                raise _no_such(".".join(map(str, path)), key, list(here), place)
+                raise _no_such(where, key, list(here), place)
             step = next((k for k in here if str(k) == key), key)
-            path.append(step)
-        if last:
+        path.append(step)
+        if len(rest) == 1:
             here[step] = new
-            break
+            return tuple(path)
         child = here[step] if isinstance(here, list) else here.get(step)
-        if isinstance(child, str) and child == keys[depth + 1]:
-            child = {child: {}}  # `network: UNet` and `network.UNet.channels=...`
-        elif child is None:
+        if child is None:
             child = {}
-        if not isinstance(child, dict | list):
-            found = f"`{'.'.join(keys[: depth + 1])}` is {child!r}"
+        elif child == rest[1]:
+            child = {child: {}}  # `network: UNet` and `network.UNet.channels=...`
+        elif not isinstance(child, dict | list):
+            found = f"`{'.'.join(map(str, path))}` is {child!r}"
             raise ConfigError("a setting reaches into a plain value", code="E117", file=str(place), found=found)
         here[step] = child
         here = child
-    return tuple(path)
+        rest.pop(0)
 
 
 def _position(items: list, key: str) -> int | None:
@@ -146,5 +147,10 @@ def _no_such(where: str, key: str, valid: list[str], place: Place) -> ConfigErro
     near = nearest(key, valid)
     fix = f"did you mean `{near}`?" if near else f"to take another one: --set {where}={key}"
     return ConfigError(
-        f"`{where}` has no `{key}`", code="E112", field=f"{where}.{key}", file=str(place), expected=", ".join(valid), fix=fix
+        f"`{where}` has no `{key}`",
+        code="E112",
+        field=f"{where}.{key}",
+        file=str(place),
+        expected=", ".join(valid),
+        fix=fix,
     )

@@ -123,7 +123,7 @@ def parse_yaml(text: str, *, source: str = "<text>") -> Document:
 
 
 def write_yaml(value: Any) -> str:
-    """Plain values as YAML text that `parse_yaml` reads back equal: block style, short lists in one line, keys in order.
+    """Plain values as YAML text that `parse_yaml` reads back equal: short lists in one line, keys in order.
 
     >>> print(write_yaml({"patch": [40, 56, 40], "lr": 0.001, "name": "on"}), end="")
     patch: [40, 56, 40]
@@ -140,11 +140,15 @@ def _loader(reader: _Reader) -> Any:
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()
-            place = reader.at(event.start_mark)
+            place = str(reader.at(event.start_mark))
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise ConfigError("anchors and aliases are not allowed", code="E111", file=place, fix="write the value out")
+                raise ConfigError(
+                    "anchors and aliases are not allowed", code="E111", file=place, fix="write the value out"
+                )
             if getattr(event, "tag", None):
-                raise ConfigError("YAML tags are not allowed", code="E111", file=place, found=event.tag, fix="remove the tag")
+                raise ConfigError(
+                    "YAML tags are not allowed", code="E111", file=place, found=event.tag, fix="remove the tag"
+                )
             self.depth += 1
             if self.depth > _MAX_DEPTH:
                 raise ConfigError("nested too deeply", code="E111", file=place, expected=f"at most {_MAX_DEPTH} levels")
@@ -205,7 +209,9 @@ class _Reader:
                 return None
             return int(text)
         if _ODD_NUMBER.fullmatch(text):
-            self.refuse("a number that YAML readers read differently", node, found=text, fix="write it in decimal, or in quotes")
+            self.refuse(
+                "a number that YAML readers read differently", node, found=text, fix="write it in decimal, or in quotes"
+            )
             return None
         if _FLOAT.fullmatch(text):
             if not math.isfinite(float(text)):
@@ -247,7 +253,9 @@ def _shown(node: Any) -> str:
 def _syntax_error(error: yaml.MarkedYAMLError, place: Place) -> ConfigError:
     problem = " ".join((error.problem or str(error)).split())
     if "'\\t'" in problem or "\\t" in problem:
-        return ConfigError("a tab where only spaces are allowed", code="E111", file=str(place), fix="indent with spaces")
+        return ConfigError(
+            "a tab where only spaces are allowed", code="E111", file=str(place), fix="indent with spaces"
+        )
     if "another document" in problem or "single document" in str(error):
         return ConfigError("several documents in one file", code="E111", file=str(place), fix="remove the line ---")
     return ConfigError("not valid YAML", code="E111", file=str(place), found=problem)

@@ -20,9 +20,10 @@ import numpy as np
 
 from medseg.config import DatasetSpec
 from medseg.data_layout import PARTS, Case, list_cases
-from medseg.errors import LabelError, MedsegError, UsageError, collect
+from medseg.data_reading import read_channels, read_fov, read_instances, read_reference
+from medseg.errors import MedsegError, UsageError, collect
 from medseg.splitting import Fold, check_leaks, make_split
-from medseg.volumes import Geometry, Volume, check_pair, read_image, read_label
+from medseg.volumes import Volume
 
 __all__ = [
     "Case",
@@ -33,6 +34,8 @@ __all__ = [
     "load_image_sample",
     "load_sample",
     "make_split",
+    "read_channels",
+    "read_fov",
     "read_instances",
     "read_reference",
 ]
@@ -51,7 +54,9 @@ def data_root(option: str | Path | None = None, *, must_exist: bool = True) -> P
     root = Path(given)
     if must_exist and not root.is_dir():
         found = "a file" if root.exists() else "nothing"
-        raise UsageError("no such data folder", code="E102", field="--data", file=root, expected="a folder", found=found)
+        raise UsageError(
+            "no such data folder", code="E102", field="--data", file=root, expected="a folder", found=found
+        )
     return root
 
 
@@ -81,7 +86,9 @@ def find_cases(spec: DatasetSpec, root: str | Path, *, part: str = "training") -
         expected = " or ".join(looked) or "files for this part in datasets.yaml"
         fix = f"put {spec.name} there ({spec.url})" if spec.url else "put the images there"
         message = f"no case of {spec.name}, part {part}"
-        raise UsageError(message, code="E103", file=root, expected=expected, found="0 cases, at least 1 is needed", fix=fix)
+        raise UsageError(
+            message, code="E103", file=root, expected=expected, found="0 cases, at least 1 is needed", fix=fix
+        )
     return chosen
 
 
@@ -92,10 +99,10 @@ def load_sample(case: Case, spec: DatasetSpec) -> dict[str, Any]:
         DataError: a file is refused (FormatError), the grids differ (GeometryError), labels are wrong (LabelError); all
             problems of the case, collected.
     """
-    image, notes = _read_channels(case.images, spec, case.id)
+    image, notes = read_channels(case.images, spec, case.id)
     arrays: dict[str, np.ndarray] = {}
     problems: list[MedsegError] = []
-    for name, read in (("reference", read_reference), ("fov", _read_fov)):
+    for name, read in (("reference", read_reference), ("fov", read_fov)):
         try:
             found, more = read(case, spec, image)
         except MedsegError as error:
@@ -120,141 +127,8 @@ def load_image_sample(
 
     files = tuple(Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths))
     name = case or case_id(files[0])
-    image, notes = _read_channels(files, spec, name, series=series)
+    image, notes = read_channels(files, spec, name, series=series)
     return _to_sample(name, image, {}, notes)
-
-
-def read_reference(case: Case, spec: DatasetSpec, image: Volume | Geometry | None) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Label (1, *spatial) and, where the set tells objects apart, instances (1, *spatial) int32 of a case.
-
-    Args:
-        case: the case; one without reference gives an empty dict.
-        spec: the data set's facts.
-        image: what the label has to share its grid with; None skips that check.
-
-    Raises:
-        DataError: see `load_sample`.
-    """
-    result: dict[str, np.ndarray] = {}
-    notes: list[str] = []
-    if case.label is not None:
-        mapping = {tuple(rgb): index for index, rgb in spec.colours.items()} if spec.colours else spec.encoding
-        volume = read_label(
-            case.label, dims=spec.dims, allowed=spec.labels, ignore=spec.ignore, affine=spec.affine, case=case.id,
-            mapping=None if mapping == "index" else mapping,
-        )  # fmt: skip
-        if image is not None:
-            check_pair(image, volume, case=case.id)
-        result["label"] = volume.array
-        notes += volume.notes
-    if case.instances:
-        instances, more = read_instances(case, spec, image)
-        result["instances"] = instances
-        notes += more
-        if "label" not in result:
-            result["label"] = (instances > 0).astype(np.uint8)
-    elif spec.instances == "components" and "label" in result:
-        result["instances"] = _components(result["label"], spec)
-    return result, notes
-
-
-def read_instances(case: Case, spec: DatasetSpec, image: Volume | Geometry | None) -> tuple[np.ndarray, list[str]]:
-    """Instances (1, *spatial) int32, 0 = background, from one index image or one mask for each instance.
-
-    Masks are numbered 1, 2, ... in natural order of their files' names. A voxel that several masks claim goes to the
-    smallest of them (ties: to the later name), so that no nucleus vanishes under a larger one.
-
-    Raises:
-        DataError: see `load_sample`; LabelError E336, a mask without a voxel.
-    """
-    if len(case.instances) == 1 and not _is_single_mask(case, spec):
-        volume = read_label(case.instances[0], dims=spec.dims, affine=spec.affine, palette="index", case=case.id)
-        if image is not None:
-            check_pair(image, volume, case=case.id)
-        return volume.array.astype(np.int32), list(volume.notes)
-    masks: list[tuple[int, int, tuple[slice, ...], np.ndarray]] = []
-    problems: list[MedsegError] = []
-    shape: tuple[int, ...] | None = None
-    for number, path in enumerate(case.instances, start=1):
-        try:
-            volume = read_label(path, dims=spec.dims, mapping="nonzero", affine=spec.affine, case=case.id)
-            if image is not None:
-                check_pair(image, volume, case=case.id)
-        except MedsegError as error:
-            problems += error.problems
-            continue
-        shape = volume.array.shape
-        box = _bounding_box(volume.array[0])
-        if box is None:
-            fix = "remove the file"
-            problems.append(LabelError("an instance's mask has no voxel", code="E336", case=case.id, file=path, fix=fix))
-            continue
-        window = volume.array[0][box] > 0
-        masks.append((int(window.sum()), number, box, window))
-    if problems:
-        raise collect(problems)
-    assert shape is not None
-    result = np.zeros(shape, np.int32)
-    overlap = 0
-    for _, number, box, window in sorted(masks, key=lambda mask: (-mask[0], mask[1])):
-        region = result[0][box]
-        overlap += int(np.count_nonzero(region[window]))
-        region[window] = number
-    return result, [f"{overlap} voxels are claimed by several instances; the smallest has them"] if overlap else []
-
-
-def _is_single_mask(case: Case, spec: DatasetSpec) -> bool:
-    # one file may be an index image or the only mask of an image with one nucleus: the pattern tells
-    parts = [part for way in spec.files for part in (way.training, way.validation, way.test) if part is not None]
-    return any(part.instances is not None and "*" in part.instances for part in parts)
-
-
-def _read_channels(files: Sequence[Path], spec: DatasetSpec, case: str, *, series: str | None = None) -> tuple[Volume, list[str]]:
-    common: dict[str, Any] = {"dims": spec.dims, "nan": spec.nan, "affine": spec.affine, "case": case}
-    if len(files) == 1:
-        image = read_image(files[0], channels=spec.in_channels, colour=spec.colour, series=series, **common)
-        return image, list(image.notes)
-    if len(files) != spec.in_channels:
-        raise UsageError(
-            "another number of files than channels", case=case, expected=f"{spec.in_channels}: {', '.join(spec.channels)}", found=len(files)
-        )
-    volumes = [read_image(path, channels=1, **common) for path in files]
-    for other in volumes[1:]:
-        check_pair(volumes[0], other, case=case)
-    first = volumes[0]
-    array = np.concatenate([volume.array for volume in volumes])
-    notes = [note for volume in volumes for note in volume.notes]
-    return Volume(array, first.geometry, first.path, first.format, first.header, len(array), tuple(notes)), notes
-
-
-def _read_fov(case: Case, spec: DatasetSpec, image: Volume) -> tuple[dict[str, np.ndarray], list[str]]:
-    if case.fov is None:
-        return {}, []
-    volume = read_label(case.fov, dims=spec.dims, mapping="nonzero", affine=spec.affine, case=case.id)
-    check_pair(image, volume, case=case.id)
-    return {"fov": volume.array.astype(np.uint8)}, list(volume.notes)
-
-
-def _components(label: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    from scipy import ndimage
-
-    result = np.zeros(label.shape, np.int32)
-    for index in spec.labels:
-        if index == 0:
-            continue
-        parts, count = ndimage.label(label[0] == index)  # the default structure joins voxels that share a face
-        result[0] += np.where(parts > 0, parts + result.max(), 0).astype(np.int32) if count else 0
-    return result
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    box = []
-    for axis in range(mask.ndim):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not used.size:
-            return None
-        box.append(slice(int(used[0]), int(used[-1]) + 1))
-    return tuple(box)
 
 
 def _to_sample(case: str, image: Volume, arrays: dict[str, np.ndarray], notes: Sequence[str]) -> dict[str, Any]:
@@ -262,7 +136,9 @@ def _to_sample(case: str, image: Volume, arrays: dict[str, np.ndarray], notes: S
     from monai.data.meta_tensor import MetaTensor
 
     affine = torch.as_tensor(np.array(image.geometry.affine))  # a copy: the geometry's own is read-only
-    sample: dict[str, Any] = {"image": MetaTensor(torch.as_tensor(np.ascontiguousarray(image.array, np.float32)), affine=affine)}
+    sample: dict[str, Any] = {
+        "image": MetaTensor(torch.as_tensor(np.ascontiguousarray(image.array, np.float32)), affine=affine)
+    }
     for name, array in arrays.items():
         sample[name] = MetaTensor(torch.as_tensor(np.ascontiguousarray(array)), affine=affine.clone())
     return sample | {"case": case, "native": image.geometry, "notes": tuple(notes)}

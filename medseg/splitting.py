@@ -44,7 +44,9 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed:
     >>> [fold.validation for fold in make_split(cases, folds=3)]
     [('c_0', 'c_1'), ('a_0', 'a_1'), ('b_0', 'b_1')]
     """
-    usable = sorted((case for case in cases if case.split != "test"), key=lambda case: (case.group, case.frame or 0, case.id))
+    usable = sorted(
+        (case for case in cases if case.split != "test"), key=lambda case: (case.group, case.frame or 0, case.id)
+    )
     official = tuple(case.id for case in usable if case.split == "validation")
     if official:
         training = tuple(case.id for case in usable if case.split == "training")
@@ -61,9 +63,18 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed:
     wanted = min(5, units) if folds == "auto" else folds
     if units < max(wanted, 2):
         what = "groups (cases, patients or volumes that must stay together)" if units != len(usable) else "cases"
-        fix = f"add cases, or --set train.folds={units}" if units >= 2 else "add cases: one is trained on, one is validated on"
+        fix = (
+            f"add cases, or --set train.folds={units}"
+            if units >= 2
+            else "add cases: one is trained on, one is validated on"
+        )
         raise UsageError(
-            "too few cases to split", code="E105", field="train.folds", expected=f"at least {max(wanted, 2)} {what}", found=units, fix=fix
+            "too few cases to split",
+            code="E105",
+            field="train.folds",
+            expected=f"at least {max(wanted, 2)} {what}",
+            found=units,
+            fix=fix,
         )
     random = np.random.default_rng([seed, 0x5EED])
     if blocks:
@@ -72,7 +83,7 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed:
 
 
 def check_leaks(training: Iterable[Case], validation: Iterable[Case]) -> list[MedsegError]:
-    """Files that stand on both sides under whatever name, and groups that do; by path (`checking` looks at contents)."""
+    """Files and groups that stand on both sides, by path after resolving links (`checking` looks at contents)."""
     places: dict[Path, str] = {}
     groups: dict[str, str] = {}
     for case in training:
@@ -83,11 +94,22 @@ def check_leaks(training: Iterable[Case], validation: Iterable[Case]) -> list[Me
         for path in case.images:
             if (other := places.get(path.resolve())) is not None:
                 found, fix = f"{other} too", "remove one of the two"
-                problems.append(DataError("one image on both sides of the split", code="E354", case=case.id, file=path, found=found, fix=fix))
+                problems.append(
+                    DataError(
+                        "one image on both sides of the split",
+                        code="E354",
+                        case=case.id,
+                        file=path,
+                        found=found,
+                        fix=fix,
+                    )
+                )
         if case.frame is None and case.group in groups:
             fix = "put all cases of a patient on one side"
             found = f"{case.group} is also the group of {groups[case.group]}"
-            problems.append(DataError("one group on both sides of the split", code="E355", case=case.id, found=found, fix=fix))
+            problems.append(
+                DataError("one group on both sides of the split", code="E355", case=case.id, found=found, fix=fix)
+            )
     return problems
 
 

@@ -1,0 +1,146 @@
+"""Cases from patterns such as `images/{id}.png`, as datasets.yaml describes most sets."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medseg.config import DatasetSpec
+from medseg.config_dataset import Layout, PartFiles
+from medseg.data_case import PARTS, Case, Problems, stay_inside
+from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.volumes import case_id, natural_key
+
+__all__ = ["by_pattern", "match_pattern"]
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
+    cases: list[Case] = []
+    problems: Problems = []
+    for part in PARTS:
+        files: PartFiles | None = getattr(layout, part)
+        if files is None:
+            continue
+        found = {_id_of(values, path): (values, path) for values, path in match_pattern(files.image[0], root)}
+        if not found and files.ids is not None and not (root / files.ids).exists():
+            continue  # the set is not here at all, or in another layout
+        wanted = None if files.ids is None else _read_ids(files.ids, spec, root, problems)
+        if wanted is not None:
+            problems += [
+                DataError(
+                    "an id of the list has no image", code="E350", case=name, file=files.ids, expected=files.image[0]
+                )
+                for name in wanted
+                if name not in found
+            ]
+        chosen = {name: v for name, v in found.items() if wanted is None or name in wanted}
+        for name, (values, path) in chosen.items():
+            cases.append(_pattern_case(name, values, path, files, part, spec, root, problems))
+        if part != "test" and wanted is None and chosen:
+            problems += _orphans(files, chosen, root)
+    return cases, problems
+
+
+def _pattern_case(
+    name: str,
+    values: dict[str, str],
+    path: Path,
+    files: PartFiles,
+    part: str,
+    spec: DatasetSpec,
+    root: Path,
+    problems: Problems,
+) -> Case:
+    def one(pattern: str | None, what: str, *, needed: bool) -> Path | None:
+        if pattern is None:
+            return None
+        target = root / _fill(pattern, values)
+        if not target.exists() and not target.is_symlink():
+            if needed:
+                fix = f"add the {what}, or remove the image"
+                problems.append(
+                    DataError(f"the {what} of an image is missing", code="E350", case=name, file=target, fix=fix)
+                )
+            return None
+        return stay_inside(target, root, spec, problems, name)
+
+    needed = part != "test"
+    images = [stay_inside(path, root, spec, problems, name)]
+    images += [
+        one(pattern, f"image of channel {spec.channels[i]}", needed=True)
+        for i, pattern in enumerate(files.image[1:], 1)
+    ]
+    instances: list[Path] = []
+    if files.instances is not None and "*" in files.instances:
+        pattern = _fill(files.instances, values, escape=True)
+        instances = sorted((Path(p) for p in glob.glob(str(Path(glob.escape(str(root)), pattern)))), key=natural_key)
+        instances = [p for p in (stay_inside(path, root, spec, problems, name) for path in instances) if p is not None]
+        if not instances and needed:
+            problems.append(
+                DataError(
+                    "no instance mask for an image", code="E350", case=name, file=root / _fill(files.instances, values)
+                )
+            )
+    elif (single := one(files.instances, "instance label", needed=needed)) is not None:
+        instances = [single]
+    return Case(
+        id=name,
+        images=tuple(path for path in images if path is not None),
+        label=one(files.label, "label", needed=needed),
+        instances=tuple(instances),
+        fov=one(files.fov, "field-of-view mask", needed=True),
+        split=part,
+    )
+
+
+def _orphans(files: PartFiles, found: dict[str, Any], root: Path) -> Iterator[MedsegError]:
+    pattern = files.label or files.instances
+    if pattern is None or "*" in pattern:
+        return
+    for values, path in match_pattern(pattern, root):
+        name = _id_of(values, None)
+        if name not in found:
+            fix = "add the image, or remove the label"
+            expected = _fill(files.image[0], values)
+            yield DataError("a label has no image", code="E351", case=name, file=path, expected=expected, fix=fix)
+
+
+def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]:
+    """(values of the placeholders, path) for everything below `root` that fits the pattern, in natural order."""
+    literal = _PLACEHOLDER.split(pattern)  # text, name, text, name, ..., text
+    seen: set[str] = set()
+    expression = re.escape(literal[0])
+    for name, text in zip(literal[1::2], literal[2::2], strict=True):
+        # a name's second appearance has to hold the same text as its first
+        expression += (f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)") + re.escape(text)
+        seen.add(name)
+    compiled = re.compile(expression)
+    wildcard = "*".join(map(glob.escape, literal[::2]))
+    pairs = ((compiled.fullmatch(Path(text).as_posix()), root / text) for text in glob.glob(wildcard, root_dir=root))
+    found = [(match.groupdict(), path) for match, path in pairs if match]
+    return sorted(found, key=lambda pair: natural_key(pair[1]))
+
+
+def _fill(pattern: str, values: dict[str, str], *, escape: bool = False) -> str:
+    return _PLACEHOLDER.sub(lambda match: glob.escape(values[match[1]]) if escape else values[match[1]], pattern)
+
+
+def _id_of(values: dict[str, str], path: Path | None) -> str:
+    if path is not None and path.is_dir():
+        return case_id(path)  # names of DICOM folders may hold the patient's
+    return values["id"] if "id" in values else "_".join(values.values())
+
+
+def _read_ids(pattern: str, spec: DatasetSpec, root: Path, problems: Problems) -> set[str]:
+    path = stay_inside(root / pattern, root, spec, problems, None)
+    try:
+        text = path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(ConfigError("cannot read the list of ids", code="E111", file=path, found=error))
+        return set()
+    return {line.split()[0] for line in text.splitlines() if line.strip()}

@@ -1,0 +1,90 @@
+"""Cases from a table (CSV) with the columns image and label, perhaps id, instances, fov, group, split."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from medseg.config import DatasetSpec
+from medseg.config_dataset import Layout
+from medseg.data_case import PARTS, Case, Problems, stay_inside
+from medseg.errors import ConfigError, DataError
+from medseg.volumes import case_id
+
+__all__ = ["by_csv", "read_table"]
+
+
+def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
+    problems: Problems = []
+    path = stay_inside(root / str(layout.csv), root, spec, problems, None)
+    if path is None or not path.exists():
+        return [], problems
+    columns, rows = read_table(path)
+    many = [f"image_{i}" for i in range(1, len(spec.channels) + 1)]
+    images = many if len(spec.channels) > 1 and set(many) <= set(columns) else ["image"]
+    if missing := [
+        name for name in (*images, "label") if name not in columns and not (name == "label" and "instances" in columns)
+    ]:
+        found = ", ".join(columns)
+        return [], [
+            ConfigError("a column is missing", code="E119", field=name, file=path, found=found) for name in missing
+        ]
+    cases = []
+    for number, row in enumerate(rows, start=2):
+        where = f"line {number}"
+        part = row.get("split") or "training"
+        if part not in PARTS or not all(row.get(name) for name in images):
+            expected = f"split: {', '.join(PARTS)}; an image in each row"
+            problems.append(
+                ConfigError("a row is not complete", code="E119", field=where, file=path, expected=expected)
+            )
+            continue
+        name = row.get("id") or case_id(Path(row[images[0]]).name)
+        paths = {}
+        for key in (*images, "label", "instances", "fov"):
+            text = row.get(key)
+            if not text:
+                if key == "label" and part != "test" and not row.get("instances"):
+                    problems.append(
+                        DataError("the label of an image is missing", code="E350", case=name, field=where, file=path)
+                    )
+                continue
+            paths[key] = stay_inside(path.parent / text, root, spec, problems, name)
+            if paths[key] is not None and not paths[key].exists():
+                problems.append(
+                    DataError(f"the {key} of a case is missing", code="E350", case=name, field=where, file=paths[key])
+                )
+        cases.append(
+            Case(
+                id=name,
+                images=tuple(paths[key] for key in images if paths.get(key)),
+                label=paths.get("label"),
+                instances=(paths["instances"],) if paths.get("instances") else (),
+                fov=paths.get("fov"),
+                group=row.get("group") or "",
+                split=part,
+            )
+        )
+    return cases, problems
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Column names and rows of a CSV file (commas, semicolons or tabs; UTF-8).
+
+    Raises:
+        ConfigError: not readable, not UTF-8, no header.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(text.splitlines(), delimiter=separator, strict=True)
+        rows = [
+            {(key or "").strip(): (value or "").strip() for key, value in row.items() if isinstance(value, str | None)}
+            for row in reader
+        ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError("cannot read the table", code="E119", file=path, found=error) from None
+    columns = [name.strip() for name in reader.fieldnames or []]
+    if not columns:
+        raise ConfigError("the table is empty", code="E119", file=path, expected="a first line with the columns' names")
+    return columns, rows
