@@ -3,9 +3,11 @@ case back on its own grid (`predict_case`)."""
 
 from __future__ import annotations
 
+from medseg.inference.blending import WindowPlan, plan_windows
 from medseg.inference.case import predict_case
-from medseg.inference.gaussian import GaussianTileInferer, WindowPlan, plan_windows
-from medseg.inference.inferers import Block, OverlapTileInferer, TileInferer
+from medseg.inference.gaussian import GaussianTileInferer
+from medseg.inference.inferers import OverlapTileInferer
+from medseg.inference.streams import Block
 from medseg.inference.tiling import Tile, TilePlan, plan_tiles
 
 __all__ = [
@@ -13,7 +15,6 @@ __all__ = [
     "GaussianTileInferer",
     "OverlapTileInferer",
     "Tile",
-    "TileInferer",
     "TilePlan",
     "WindowPlan",
     "plan_tiles",

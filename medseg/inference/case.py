@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from medseg.errors import GeometryError, UsageError
-from medseg.inference.inferers import TileInferer
 from medseg.inference.native import NativeLabels, Sink, grid_map
 from medseg.inference.slices import SliceBlocks
+from medseg.inference.streams import TileInferer
 
 __all__ = ["NativeGrid", "predict_case"]
 
@@ -28,11 +28,13 @@ class NativeGrid(Protocol):
 
 
 @overload
-def predict_case(networks: Sequence[Any], image: torch.Tensor, *, want_probabilities: Literal[False] = False,
-                 **options: Any) -> np.ndarray: ...
+def predict_case(
+    networks: Sequence[Any], image: torch.Tensor, *, want_probabilities: Literal[False] = False, **options: Any
+) -> np.ndarray: ...
 @overload
-def predict_case(networks: Sequence[Any], image: torch.Tensor, *, want_probabilities: Literal[True],
-                 **options: Any) -> tuple[np.ndarray, np.ndarray]: ...
+def predict_case(
+    networks: Sequence[Any], image: torch.Tensor, *, want_probabilities: Literal[True], **options: Any
+) -> tuple[np.ndarray, np.ndarray]: ...
 def predict_case(  # type: ignore[misc]
     networks: Sequence[Any],
     image: torch.Tensor,
@@ -80,8 +82,9 @@ def predict_case(  # type: ignore[misc]
     size = tuple(image.shape[1:])
     shape = tuple(int(n) for n in native.shape)
     if len(shape) != len(size):
-        raise GeometryError("image and result need the same number of axes", expected=f"{len(shape)} axes",
-                            found=f"{len(size)} axes")
+        raise GeometryError(
+            "image and result need the same number of axes", expected=f"{len(shape)} axes", found=f"{len(size)} axes"
+        )
     inside = None if mask is None else _mask(mask, size)
     grid = grid_map(affine_pre, size, native.affine, shape)
     whole: list[np.ndarray] = []
@@ -97,8 +100,12 @@ def predict_case(  # type: ignore[misc]
             whole[0][(slice(None), *box)] = values
 
     keep_all = want_probabilities or any(getattr(step, "needs_probabilities", False) for step in postprocess)
-    labels = NativeLabels(grid, threshold=threshold, sink=None if postprocess else sink,
-                          probabilities=keep if keep_all or probability_sink is not None else None)
+    labels = NativeLabels(
+        grid,
+        threshold=threshold,
+        sink=None if postprocess else sink,
+        probabilities=keep if keep_all or probability_sink is not None else None,
+    )
     dims = getattr(networks[0], "spatial_dims", len(size))
     source = SliceBlocks(inferer) if dims == 2 and len(size) == 3 else inferer
     for block in source.blocks(image, networks, axis=grid.axis, mask=inside, device=device):

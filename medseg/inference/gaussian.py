@@ -9,104 +9,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from medseg.errors import UsageError
-from medseg.inference.inferers import Block, TileInferer, passes_at_once
+from medseg.inference.blending import WindowPlan, importance_1d, plan_windows
 from medseg.inference.passes import is_out_of_memory, memory_error
+from medseg.inference.streams import Block, TileInferer, passes_at_once
 from medseg.inference.tiling import spread
 from medseg.inference.windows import constant_value, network_geometry, read_window
 
-__all__ = ["GaussianTileInferer", "WindowPlan", "importance_1d", "plan_windows"]
+__all__ = ["GaussianTileInferer"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class WindowPlan:
-    """Windows of one size; `starts` holds, per axis, the first voxel of each window's *output* in the image."""
-
-    image_size: tuple[int, ...]
-    window: tuple[int, ...]
-    output: tuple[int, ...]
-    margin: tuple[int, ...]
-    starts: tuple[tuple[int, ...], ...]
-    axis: int
-    batch: int
-
-    @property
-    def count(self) -> int:
-        return math.prod(len(starts) for starts in self.starts)
-
-    @property
-    def redundancy(self) -> float:
-        """Computed voxels / voxels of the image."""
-        return self.count * math.prod(self.window) / math.prod(self.image_size)
-
-    @property
-    def slabs(self) -> tuple[tuple[int, int], ...]:
-        """Ranges along the slab axis, each finished by one row of windows."""
-        starts, length = self.starts[self.axis], self.image_size[self.axis]
-        return tuple(itertools.pairwise((*starts, length)))
-
-
-def plan_windows(image_size: Sequence[int], roi_size: Sequence[int], overlap: float | Sequence[float] = 0.5, *,
-                 output: Sequence[int] | None = None, divisor: int | Sequence[int] = 1, batch: int = 1,
-                 axis: int = -1) -> WindowPlan:
-    """Windows evenly re-spaced: as few as the overlap allows, at equal distances, from edge to edge.
-
-    Args:
-        image_size: voxels along each axis.
-        roi_size: size of the window; shortened (to a multiple of `divisor`) where the image is smaller.
-        overlap: least share of a window that the next one covers, 0 <= overlap < 1.
-        output: the network's output for a window of `roi_size`, when it is smaller.
-        divisor, batch, axis: as in `plan_tiles`.
-
-    >>> plan_windows((100,), (40,), 0.5).starts
-    ((0, 20, 40, 60),)
-    >>> plan_windows((90,), (40,), 0.5).starts  # not 0, 20, 40, 50
-    ((0, 17, 33, 50),)
-    """
-    size = tuple(int(n) for n in image_size)
-    dims = len(size)
-    divisors = spread(divisor, dims, "divisor")
-    shares = (float(overlap),) * dims if isinstance(overlap, int | float) else tuple(float(o) for o in overlap)
-    if len(shares) != dims or any(not 0 <= share < 1 for share in shares):
-        raise UsageError("overlap must be 0 <= overlap < 1", field="overlap", found=overlap)
-    roi = spread(tuple(roi_size), dims, "roi_size")
-    if any(n < 1 or n % d for n, d in zip(roi, divisors, strict=True)) and output is None:
-        legal = tuple(max(1, -(-n // d)) * d for n, d in zip(roi, divisors, strict=True))
-        raise UsageError("roi_size does not fit the strides of the network", field="roi_size",
-                         expected=f"multiples of {divisors}, such as {legal}", found=roi)
-    if output is None:
-        window = tuple(min(r, -(-n // d) * d) for r, n, d in zip(roi, size, divisors, strict=True))
-        kept, margin = window, (0,) * dims
-    else:
-        window, kept = roi, tuple(int(n) for n in output)
-        margin = tuple((a - b) // 2 for a, b in zip(window, kept, strict=True))
-    starts = []
-    for n, extent, share in zip(size, kept, shares, strict=True):
-        if extent >= n:
-            starts.append((0,))
-            continue
-        count = math.ceil((n - extent) / max(1.0, extent * (1 - share))) + 1
-        starts.append(tuple(round(i * (n - extent) / (count - 1)) for i in range(count)))
-    return WindowPlan(size, window, kept, margin, tuple(starts), axis % dims, batch)
-
-
-def importance_1d(size: int, sigma_share: float = 0.125) -> torch.Tensor:
-    """exp(-(x - centre)^2 / (2 sigma^2)) along one axis, sigma = size * `sigma_share`, at least 1e-3.
-
-    >>> importance_1d(4).tolist() == importance_1d(4).flip(0).tolist()
-    True
-    """
-    position = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    sigma = size * sigma_share
-    # the floor keeps a voxel that only a window's corner covers from being divided by nearly nothing
-    return torch.exp(-(position**2) / (2 * sigma**2)).clamp_min_(1e-3)
 
 
 class GaussianTileInferer(TileInferer):
@@ -127,18 +43,36 @@ class GaussianTileInferer(TileInferer):
     True
     """
 
-    def __init__(self, roi_size: int | Sequence[int] = 96, overlap: float | Sequence[float] = 0.5,
-                 batch: int | str = "auto", mirror: bool | Sequence[int] = False, *, sigma: float = 0.125,
-                 accumulate: str = "auto", precision: str = "fp32", max_ram: int | str | None = None,
-                 max_vram: int | str | None = None, device: torch.device | str | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
-        super().__init__(batch=batch, mirror=mirror, precision=precision, max_ram=max_ram, max_vram=max_vram,
-                         device=device, progress=progress)
+    def __init__(
+        self,
+        roi_size: int | Sequence[int] = 96,
+        overlap: float | Sequence[float] = 0.5,
+        batch: int | str = "auto",
+        mirror: bool | Sequence[int] = False,
+        *,
+        sigma: float = 0.125,
+        accumulate: str = "auto",
+        precision: str = "fp32",
+        max_ram: int | str | None = None,
+        max_vram: int | str | None = None,
+        device: torch.device | str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__(
+            batch=batch,
+            mirror=mirror,
+            precision=precision,
+            max_ram=max_ram,
+            max_vram=max_vram,
+            device=device,
+            progress=progress,
+        )
         if not sigma > 0:
             raise UsageError("sigma must be positive", field="sigma", found=sigma)
         if accumulate != "auto" and accumulate not in _DTYPES:
-            raise UsageError("unknown accumulator type", field="accumulate", expected="auto, float32 or float16",
-                             found=accumulate)
+            raise UsageError(
+                "unknown accumulator type", field="accumulate", expected="auto, float32 or float16", found=accumulate
+            )
         self.roi_size, self.overlap, self.sigma, self.accumulate = roi_size, overlap, sigma, accumulate
 
     def plan(self, image_size: Sequence[int], network: Any, *, axis: int = -1, batch: int = 1) -> WindowPlan:
@@ -151,11 +85,19 @@ class GaussianTileInferer(TileInferer):
             legal = tuple(int(n) for n in geometry.legal_size(roi))
             output = geometry.output(legal)
             roi, output = (legal, output) if output != legal else (roi, None)
-        return plan_windows(image_size, roi, self.overlap, output=output, divisor=geometry.divisor, axis=axis,
-                            batch=batch)
+        return plan_windows(
+            image_size, roi, self.overlap, output=output, divisor=geometry.divisor, axis=axis, batch=batch
+        )
 
-    def blocks(self, image: torch.Tensor, networks: Sequence[Any], *, axis: int = -1, mask: torch.Tensor | None = None,
-               device: torch.device | str | None = None) -> Iterator[Block]:
+    def blocks(
+        self,
+        image: torch.Tensor,
+        networks: Sequence[Any],
+        *,
+        axis: int = -1,
+        mask: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> Iterator[Block]:
         """See `TileInferer.blocks`; each block is a slab of the whole cross-section."""
         device = device or self.device or image.device
         size = tuple(image.shape[1:])
@@ -176,10 +118,12 @@ class GaussianTileInferer(TileInferer):
             if sums is not None:
                 sums = _shifted(sums, axis, begin - held, plan.output[axis], size, sums.shape[:1], sums.dtype)
             held = begin
-            for group in (places[i:i + plan.batch] for i in range(0, len(places), plan.batch)):
+            for group in (places[i : i + plan.batch] for i in range(0, len(places), plan.batch)):
                 chosen = [p for p in group if mask is None or bool(mask[_box(p, plan, size)].any())]
-                windows = [read_window(image, [a - m for a, m in zip(p, plan.margin, strict=True)], plan.window)
-                           for p in chosen]
+                windows = [
+                    read_window(image, [a - m for a, m in zip(p, plan.margin, strict=True)], plan.window)
+                    for p in chosen
+                ]
                 keys = [constant_value(window) for window in windows]
                 known = [constant is not None and key is not None and constant[0] == key for key in keys]
                 fresh = [window for window, seen in zip(windows, known, strict=True) if not seen]
@@ -195,7 +139,7 @@ class GaussianTileInferer(TileInferer):
                 done += len(group)
                 if self.progress is not None:
                     self.progress(done, plan.count)
-            start, stop = list((0,) * len(size)), list(size)
+            start, stop = [0 for _ in size], list(size)
             start[axis], stop[axis] = begin, end
             values = None
             if sums is not None:
@@ -233,8 +177,15 @@ def _box(place: Sequence[int], plan: WindowPlan, size: Sequence[int]) -> tuple[s
     return tuple(slice(a, min(a + e, n)) for a, e, n in zip(place, plan.output, size, strict=True))
 
 
-def _shifted(buffer: torch.Tensor | None, axis: int, by: int, extent: int, size: Sequence[int],
-             lead: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def _shifted(
+    buffer: torch.Tensor | None,
+    axis: int,
+    by: int,
+    extent: int,
+    size: Sequence[int],
+    lead: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
     """The accumulators for the next row: what is finished drops out, what is not moves to the front, the rest is 0."""
     at = axis + len(lead)
     if buffer is None:
@@ -250,8 +201,15 @@ def _shifted(buffer: torch.Tensor | None, axis: int, by: int, extent: int, size:
     return buffer
 
 
-def _add(sums: torch.Tensor, norm: torch.Tensor, values: torch.Tensor, weight: torch.Tensor, place: Sequence[int],
-         plan: WindowPlan, held: int) -> None:
+def _add(
+    sums: torch.Tensor,
+    norm: torch.Tensor,
+    values: torch.Tensor,
+    weight: torch.Tensor,
+    place: Sequence[int],
+    plan: WindowPlan,
+    held: int,
+) -> None:
     target, source = [], []
     for a, (first, extent, length) in enumerate(zip(place, plan.output, plan.image_size, strict=True)):
         begin = first - held if a == plan.axis else first

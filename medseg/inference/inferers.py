@@ -1,94 +1,21 @@
-"""Overlap-tile and Gaussian inference, as MONAI inferers and as streams of finished blocks.
-
-`inferer(inputs, network)` gives logits of the whole image. `inferer.blocks(image, networks)` gives them piece by piece,
-so that a volume never needs memory for classes times voxels: `medseg.inference.predict_case` reduces each piece.
-"""
+"""Overlap-tile inference: exact, and as cheap as the memory allows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.inferers.inferer import Inferer
 
 from medseg.errors import UsageError
-from medseg.inference.memory import available_memory, bytes_per_voxel, parse_bytes
+from medseg.inference.memory import bytes_per_voxel
 from medseg.inference.passes import Passes, is_out_of_memory, memory_error
+from medseg.inference.streams import Block, TileInferer, passes_at_once
 from medseg.inference.tiling import Border, Tile, TilePlan, plan_tiles
 from medseg.inference.windows import constant_value, network_geometry, read_window
 
-__all__ = ["Block", "OverlapTileInferer", "TileInferer"]
-
-SHARE = 0.5  # of the free memory, when no limit is given
-
-
-@dataclass(frozen=True)
-class Block:
-    """Finished logits (K, *box) of the box start..stop; all of the image below `complete` on the slab axis is done."""
-
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-    values: torch.Tensor | None  # None: nothing to predict here (outside the mask)
-    complete: int
-
-
-class TileInferer(Inferer):
-    """What both inferers share: options, batches of images, memory. Not used by itself."""
-
-    def __init__(self, *, batch: int | str = "auto", mirror: bool | Sequence[int] = False, precision: str = "fp32",
-                 max_ram: int | str | None = None, max_vram: int | str | None = None,
-                 device: torch.device | str | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
-        super().__init__()
-        if batch != "auto" and (not isinstance(batch, int) or batch < 1):
-            raise UsageError("batch must be a number or auto", field="batch", found=batch)
-        self.batch, self.mirror, self.precision = batch, mirror, precision
-        self.max_ram, self.max_vram = parse_bytes(max_ram), parse_bytes(max_vram)
-        self.device = device
-        self.progress = progress
-
-    def blocks(self, image: torch.Tensor, networks: Sequence[Any], *, axis: int = -1, mask: torch.Tensor | None = None,
-               device: torch.device | str | None = None) -> Iterator[Block]:
-        """Logits of `image` (C, *spatial) as finished blocks, ordered along the slab axis.
-
-        `mask` (*spatial): tiles without a voxel in it are skipped. The mean over `networks` is taken per tile.
-        """
-        raise NotImplementedError
-
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Logits (B, K, *spatial), float32, of `inputs` (B, C, *spatial), on the inputs' device.
-
-        With mirroring, the logarithm of the mean probability. Further arguments go to the network.
-        """
-        if inputs.ndim < 3:
-            raise UsageError("inputs need the axes (B, C, *spatial)", field="inputs", found=tuple(inputs.shape))
-        networks = [_Bound(network, args, kwargs) if args or kwargs else network]
-        result: torch.Tensor | None = None
-        for number, image in enumerate(_plain(inputs)):
-            for block in self.blocks(image, networks, device=self.device or inputs.device):
-                assert block.values is not None
-                if result is None:
-                    shape = (len(inputs), block.values.shape[0], *inputs.shape[2:])
-                    if block.values.shape[1:] == inputs.shape[2:] and len(inputs) == 1:
-                        return block.values[None].to(inputs.device)
-                    result = torch.empty(shape, dtype=torch.float32, device=inputs.device)
-                box = tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
-                result[number, :, *box] = block.values.to(inputs.device)
-        assert result is not None
-        return result
-
-    def passes(self, networks: Sequence[Any], dims: int, device: torch.device | str) -> Passes:
-        return Passes(networks, dims, mirror=self.mirror, precision=self.precision, device=device)
-
-    def budget(self, device: torch.device | str, held: int = 0) -> int:
-        """Bytes that one batch of windows may take: the limit, or half of what is free now, less what is `held`."""
-        on_host = torch.device(device).type == "cpu"
-        limit = self.max_ram if on_host else self.max_vram
-        free = available_memory(device)
-        return max(1, min(limit - held, free) if limit is not None else int(free * SHARE))
+__all__ = ["OverlapTileInferer"]
 
 
 class OverlapTileInferer(TileInferer):
@@ -114,30 +41,65 @@ class OverlapTileInferer(TileInferer):
     True
     """
 
-    def __init__(self, tile: int | Sequence[int] | str = "auto", batch: int | str = "auto",
-                 mirror: bool | Sequence[int] = False, *, border: Border = "auto",
-                 context: int | Sequence[int] | None = None, divisor: int | Sequence[int] | None = None,
-                 precision: str = "fp32", max_ram: int | str | None = None, max_vram: int | str | None = None,
-                 device: torch.device | str | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
-        super().__init__(batch=batch, mirror=mirror, precision=precision, max_ram=max_ram, max_vram=max_vram,
-                         device=device, progress=progress)
-        self.tile, self.border, self.context, self.divisor = tile, border, context, divisor
+    def __init__(
+        self,
+        tile: int | Sequence[int] | str = "auto",
+        batch: int | str = "auto",
+        mirror: bool | Sequence[int] = False,
+        *,
+        border: Border = "auto",
+        context: int | Sequence[int] | None = None,
+        divisor: int | Sequence[int] | None = None,
+        precision: str = "fp32",
+        max_ram: int | str | None = None,
+        max_vram: int | str | None = None,
+        device: torch.device | str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__(
+            batch=batch,
+            mirror=mirror,
+            precision=precision,
+            max_ram=max_ram,
+            max_vram=max_vram,
+            device=device,
+            progress=progress,
+        )
+        self.tile, self.context, self.divisor = tile, context, divisor
+        self.border: Border = border
 
-    def plan(self, image_size: Sequence[int], network: Any, *, channels: int = 1, axis: int = -1,
-             device: torch.device | str = "cpu", max_bytes: int | None = None) -> TilePlan:
+    def plan(
+        self,
+        image_size: Sequence[int],
+        network: Any,
+        *,
+        channels: int = 1,
+        axis: int = -1,
+        device: torch.device | str = "cpu",
+        max_bytes: int | None = None,
+    ) -> TilePlan:
         """The plan for an image of this size, without predicting."""
         geometry = network_geometry(network, len(image_size))
         context = self.context if self.context is not None else geometry.context
         tile: Any = self.tile
         if context is None:
             if tile != "auto":
-                raise UsageError("the network does not state its context, so tiles cannot be exact", field="context",
-                                 fix="give context= and divisor=, leave out tile=, or use GaussianTileInferer")
+                raise UsageError(
+                    "the network does not state its context, so tiles cannot be exact",
+                    field="context",
+                    fix="give context= and divisor=, leave out tile=, or use GaussianTileInferer",
+                )
             tile, context = tuple(image_size), 0
         plan = lambda **bound: plan_tiles(  # noqa: E731
-            image_size, context=context, divisor=self.divisor if self.divisor is not None else geometry.divisor,
-            output_size=geometry.output_size, legal_size=geometry.legal_size, border=self.border, axis=axis, **bound)
+            image_size,
+            context=context,
+            divisor=self.divisor if self.divisor is not None else geometry.divisor,
+            output_size=geometry.output_size,
+            legal_size=geometry.legal_size,
+            border=self.border,
+            axis=axis,
+            **bound,
+        )
         batch = self.batch if isinstance(self.batch, int) else 1
         if tile != "auto":
             return plan(tile=tile, batch=batch)
@@ -149,8 +111,15 @@ class OverlapTileInferer(TileInferer):
             return whole
         return plan(max_bytes=budget, bytes_per_voxel=per_voxel, batch=batch)
 
-    def blocks(self, image: torch.Tensor, networks: Sequence[Any], *, axis: int = -1, mask: torch.Tensor | None = None,
-               device: torch.device | str | None = None) -> Iterator[Block]:
+    def blocks(
+        self,
+        image: torch.Tensor,
+        networks: Sequence[Any],
+        *,
+        axis: int = -1,
+        mask: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> Iterator[Block]:
         """See `TileInferer.blocks`. After running out of memory the rest is planned with half of the window."""
         device = device or self.device or image.device
         size = tuple(image.shape[1:])
@@ -179,14 +148,21 @@ class OverlapTileInferer(TileInferer):
 
         per_voxel = bytes_per_voxel(network, channels, _probe_size(plan), half=self.precision != "fp32")
         try:
-            chosen = self.plan(plan.image_size, network, channels=channels, axis=plan.axis, device=device,
-                               max_bytes=int(math.prod(plan.window) * per_voxel / 2))
+            chosen = self.plan(
+                plan.image_size,
+                network,
+                channels=channels,
+                axis=plan.axis,
+                device=device,
+                max_bytes=int(math.prod(plan.window) * per_voxel / 2),
+            )
         except ResourceError:
             return None
         return chosen if math.prod(chosen.window) < math.prod(plan.window) else None
 
-    def _row_blocks(self, image: torch.Tensor, passes: Passes, plan: TilePlan, mask: torch.Tensor | None,
-                    done: int) -> Iterator[Block]:
+    def _row_blocks(
+        self, image: torch.Tensor, passes: Passes, plan: TilePlan, mask: torch.Tensor | None, done: int
+    ) -> Iterator[Block]:
         # windows of one constant value (air, padding) give the same output wherever they are: computed once
         known: tuple[Any, torch.Tensor] | None = None
         rows = [(slab, tiles) for slab, tiles in plan.rows() if slab[1] > done]
@@ -221,33 +197,9 @@ class OverlapTileInferer(TileInferer):
                     self.progress(count, total)
 
 
-class _Bound:
-    """A network with further arguments; keeps the network's own attributes visible."""
-
-    def __init__(self, network: Any, args: tuple, kwargs: dict) -> None:
-        self._network, self._args, self._kwargs = network, args, kwargs
-
-    def __call__(self, windows: torch.Tensor) -> Any:
-        return self._network(windows, *self._args, **self._kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-
-def passes_at_once(batch: int | str, passes: Passes) -> int:
-    """Windows times mirrors in one call of a network: on a CPU more than one gains nothing and costs memory."""
-    if isinstance(batch, int):
-        return batch
-    return 1 if passes.device.type == "cpu" else max(len(passes.flips), 8)
-
-
 def _probe_size(plan: TilePlan) -> tuple[int, ...]:
     """A legal window of moderate size to measure memory with; the plan's own, as nothing is computed."""
     return plan.window
-
-
-def _plain(inputs: torch.Tensor) -> torch.Tensor:
-    return inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs  # MetaTensor costs time in every operation
 
 
 def _box(tile: Tile) -> tuple[slice, ...]:
@@ -256,6 +208,4 @@ def _box(tile: Tile) -> tuple[slice, ...]:
 
 def _groups(tiles: Sequence[Tile], size: int) -> Iterator[Sequence[Tile]]:
     for first in range(0, len(tiles), size):
-        yield tiles[first:first + size]
-
-
+        yield tiles[first : first + size]

@@ -70,9 +70,12 @@ def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: b
     try:
         peak = peak_activation_bytes(network, (1, channels, *size))
     except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise UsageError("the memory that this network needs cannot be told without running it", field="max_ram",
-                         found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                         fix="give `tile` instead of a memory limit") from error
+        raise UsageError(
+            "the memory that this network needs cannot be told without running it",
+            field="max_ram",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            fix="give `tile` instead of a memory limit",
+        ) from error
     # autocast keeps activations in 2 bytes, but casts of the input and of the weights come on top
     return peak / voxels * WORKSPACE * (0.6 if half else 1.0)
 

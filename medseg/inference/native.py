@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from medseg.errors import GeometryError
-from medseg.inference.inferers import Block
 from medseg.inference.passes import to_probabilities
 from medseg.inference.resampling import SlabBuffer, resample_planes
+from medseg.inference.streams import Block
 
 __all__ = ["GridMap", "NativeLabels", "grid_map"]
 
@@ -49,8 +49,9 @@ class GridMap:
         drift = np.abs(self.matrix) * extent
         return bool((np.sort(drift, axis=1)[:, :-1].sum(1) < TOLERANCE).all())
 
-    def place(self, start: Sequence[int], stop: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...],
-                                                                       tuple[int, ...], tuple[int, ...]]:
+    def place(
+        self, start: Sequence[int], stop: Sequence[int]
+    ) -> tuple[tuple[slice, ...], tuple[slice, ...], tuple[int, ...], tuple[int, ...]]:
         """For an exact map and a box of the preprocessed grid: where it lies in the native image.
 
         Returns (slices of the native image, slices of the box after `permute`, permute, flipped native axes).
@@ -96,9 +97,15 @@ class NativeLabels:
     `.labels` (*shape) is complete after `finish()`. Native voxels outside the preprocessed image are background.
     """
 
-    def __init__(self, grid: GridMap, *, threshold: float | None = None, dtype: type | np.dtype = np.uint8,
-                 sink: Sink | None = None,
-                 probabilities: Callable[[tuple[slice, ...], np.ndarray], None] | None = None) -> None:
+    def __init__(
+        self,
+        grid: GridMap,
+        *,
+        threshold: float | None = None,
+        dtype: type | np.dtype = np.uint8,
+        sink: Sink | None = None,
+        probabilities: Callable[[tuple[slice, ...], np.ndarray], None] | None = None,
+    ) -> None:
         self.grid, self.threshold, self.sink, self.probabilities = grid, threshold, sink, probabilities
         self.labels = np.zeros(grid.shape, dtype=dtype)
         self._told = 0  # planes given to the sink
@@ -132,7 +139,7 @@ class NativeLabels:
         if self.probabilities is not None:
             values = to_probabilities(block.values, 0).cpu().numpy()
             values = values.transpose(0, *(a + 1 for a in permute))
-            self.probabilities(native, np.flip(values, [a + 1 for a in flipped])[(slice(None), *inner)])
+            self.probabilities(native, np.flip(values, tuple(a + 1 for a in flipped))[(slice(None), *inner)])
 
     def _reduce(self, values: torch.Tensor, *, probabilities: bool = False) -> torch.Tensor:
         if values.shape[0] <= 2 and (self.threshold is not None or values.shape[0] == 1):
@@ -148,7 +155,7 @@ class NativeLabels:
 
     def _tell(self, end: int) -> None:
         if self.sink is not None and end > self._told:
-            self.sink(self._told, self.labels[..., self._told:end])
+            self.sink(self._told, self.labels[..., self._told : end])
             self._told = end
 
     def _interpolate(self, complete: int) -> None:
@@ -175,8 +182,9 @@ class NativeLabels:
             first, last = (self._next, stop) if grid.forward else (planes - stop, planes - self._next)
             if classes:
                 for box, values in resample_planes(buffer, grid, first, last, self._pieces()):
-                    self.labels[box] = self._reduce(values, probabilities=True).numpy() if values.ndim > len(box) \
-                        else values.numpy()
+                    self.labels[box] = (
+                        self._reduce(values, probabilities=True).numpy() if values.ndim > len(box) else values.numpy()
+                    )
                     if self.probabilities is not None:
                         self.probabilities(box, values.numpy())
             self._next = stop

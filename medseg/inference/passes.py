@@ -26,8 +26,12 @@ def mirror_axes(mirror: bool | Sequence[int], dims: int) -> tuple[tuple[int, ...
     """
     axes = tuple(range(dims)) if mirror is True else tuple(sorted({int(a) for a in mirror or ()}))
     if any(a < 0 or a >= dims for a in axes):
-        raise UsageError("mirror names an axis that the image does not have", field="mirror",
-                         expected=f"axes 0 to {dims - 1}", found=mirror)
+        raise UsageError(
+            "mirror names an axis that the image does not have",
+            field="mirror",
+            expected=f"axes 0 to {dims - 1}",
+            found=mirror,
+        )
     return tuple(c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n))
 
 
@@ -48,8 +52,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text
-                                                or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
 
 
 class Passes:
@@ -67,8 +72,16 @@ class Passes:
     mean probability, so that softmax (sigmoid) of it is that mean.
     """
 
-    def __init__(self, networks: Sequence[Network], dims: int, *, mirror: bool | Sequence[int] = False,
-                 precision: str = "fp32", device: torch.device | str = "cpu", channels_last: bool = True) -> None:
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        dims: int,
+        *,
+        mirror: bool | Sequence[int] = False,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> None:
         if not networks:
             raise UsageError("no network given", field="networks")
         if precision not in _DTYPES:
@@ -121,8 +134,9 @@ class Passes:
             largest = max(1, largest // 2)
 
     def _forward(self, network: Network, images: torch.Tensor) -> torch.Tensor:
-        cast = (torch.autocast(self.device.type, dtype=self.dtype) if self.dtype is not None
-                else contextlib.nullcontext())
+        cast = (
+            torch.autocast(self.device.type, dtype=self.dtype) if self.dtype is not None else contextlib.nullcontext()
+        )
         with torch.inference_mode(), cast:
             output = network(images.contiguous(memory_format=self.layout))
         if isinstance(output, tuple | list):  # deep supervision: the full resolution comes first
@@ -138,5 +152,10 @@ def _flip(images: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 
 def memory_error(error: BaseException, window: Sequence[int], fix: str) -> ResourceError:
     """What to tell when not even the smallest plan fits."""
-    return ResourceError("out of memory while predicting", code="E521", field="tile", found=f"window {tuple(window)}; "
-                         f"{str(error).splitlines()[0] if str(error) else type(error).__name__}", fix=fix)
+    return ResourceError(
+        "out of memory while predicting",
+        code="E521",
+        field="tile",
+        found=f"window {tuple(window)}; {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        fix=fix,
+    )

@@ -54,8 +54,9 @@ class SlabBuffer:
             self.low += gone
 
 
-def resample_planes(buffer: SlabBuffer, grid: GridMap, first: int, last: int,
-                    all_classes: bool) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+def resample_planes(
+    buffer: SlabBuffer, grid: GridMap, first: int, last: int, all_classes: bool
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
     """Interpolate native planes first..last (of the last axis).
 
     Yields one (native slices, values): probabilities (K, *box) when `all_classes`, else labels (*box) from a running
@@ -143,6 +144,7 @@ class _General:
         self.outside = outside
 
     def __call__(self, channel: torch.Tensor) -> torch.Tensor:
-        sampled = torch.nn.functional.grid_sample(channel[None, None], self.grid, mode="bilinear",
-                                                  padding_mode="border", align_corners=True)
+        sampled = torch.nn.functional.grid_sample(
+            channel[None, None], self.grid, mode="bilinear", padding_mode="border", align_corners=True
+        )
         return sampled[0, 0]

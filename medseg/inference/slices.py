@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from medseg.inference.inferers import Block, TileInferer
+from medseg.inference.streams import Block, TileInferer
 
 __all__ = ["SliceBlocks"]
 
@@ -18,8 +18,15 @@ class SliceBlocks:
     def __init__(self, inferer: TileInferer) -> None:
         self.inferer = inferer
 
-    def blocks(self, image: torch.Tensor, networks: Sequence[Any], *, axis: int = -1,
-               mask: torch.Tensor | None = None, device: torch.device | str | None = None) -> Iterator[Block]:
+    def blocks(
+        self,
+        image: torch.Tensor,
+        networks: Sequence[Any],
+        *,
+        axis: int = -1,
+        mask: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> Iterator[Block]:
         """See `TileInferer.blocks`. `complete` counts along `axis`; unless that is the last one, only the end does."""
         depth = image.shape[-1]
         axis %= image.ndim - 1

@@ -228,8 +228,9 @@ def _axes(
     if border not in ("auto", "mirror", "network"):
         raise UsageError("unknown border", field="border", expected='"auto", "mirror" or "network"', found=border)
     if border == "network" and unpadded:
-        raise UsageError("an unpadded network has no padding of its own", field="border", expected="mirror",
-                         found=border)
+        raise UsageError(
+            "an unpadded network has no padding of its own", field="border", expected="mirror", found=border
+        )
     mirror = unpadded or border == "mirror"
     axes = []
     for n, c, d, gone, extent in zip(size, context, divisor, lost, probe, strict=True):
@@ -246,8 +247,13 @@ def _given(axes: list[_Axis], tile: tuple[int, ...]) -> tuple[int, ...]:
         base = part.rest + 2 * part.margin if part.outside else 0
         legal = min(base + _up(max(wanted - base, 0), part.divisor), part.window(1))
         if legal < part.smallest and legal < part.window(1):
-            raise UsageError("a tile must be larger than its context", field="tile", expected=f">= {part.smallest}",
-                             found=wanted, fix=f"give at least {part.smallest}, or leave the choice to the plan")
+            raise UsageError(
+                "a tile must be larger than its context",
+                field="tile",
+                expected=f">= {part.smallest}",
+                found=wanted,
+                fix=f"give at least {part.smallest}, or leave the choice to the plan",
+            )
         # as many windows as the wanted size needs, but no larger than they need to be
         window.append(min(legal, part.window(part.count(legal))))
     return tuple(window)
@@ -277,11 +283,13 @@ def _cheapest(axes: list[_Axis], max_voxels: int | None, batch: int, bytes_per_v
         smallest = math.prod(choice[0][0] for choice in choices) * batch
         per_voxel = bytes_per_voxel or 0
         raise ResourceError(
-            "the smallest legal tile does not fit the memory", code="E520",
+            "the smallest legal tile does not fit the memory",
+            code="E520",
             field="max_bytes" if per_voxel else "max_voxels",
             expected=f"{smallest * per_voxel / 2**20:.0f} MiB" if per_voxel else f"{smallest} voxels",
             found=f"{max_voxels * per_voxel / 2**20:.0f} MiB" if per_voxel else f"{max_voxels} voxels",
-            fix="allow more memory, lower the batch, or use GaussianTileInferer with a small roi_size")
+            fix="allow more memory, lower the batch, or use GaussianTileInferer with a small roi_size",
+        )
     return best[2]
 
 

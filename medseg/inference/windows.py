@@ -39,8 +39,12 @@ def network_geometry(network: Any, dims: int) -> NetworkGeometry:
     context = getattr(network, "context", None)
     stated = getattr(network, "spatial_dims", dims)
     if isinstance(stated, int) and stated != dims:
-        raise UsageError("the network has another number of dimensions than the image", field="spatial_dims",
-                         expected=f"{stated} spatial axes", found=f"{dims} spatial axes")
+        raise UsageError(
+            "the network has another number of dimensions than the image",
+            field="spatial_dims",
+            expected=f"{stated} spatial axes",
+            found=f"{dims} spatial axes",
+        )
     return NetworkGeometry(
         context=None if context is None else spread(context, dims, "context"),
         divisor=spread(getattr(network, "divisor", 1), dims, "divisor"),

@@ -1,0 +1,175 @@
+"""Where predictions go: names that never collide, files that appear only when complete, a record of each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg import files, volumes
+from medseg.errors import DataError, UsageError
+
+__all__ = ["FORMATS", "Job", "fingerprint", "header_of", "is_complete", "plan_outputs", "probability_file", "record"]
+
+FORMATS = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png", "dicom-seg": ".dcm"}
+_PICTURES = ("png", "jpeg", "gif")
+_RECORDS = ".medseg"  # hidden, so that no tool takes the records for images
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and its outputs."""
+
+    case: str
+    source: Path
+    output: Path
+    record: Path
+
+    @property
+    def probabilities(self) -> Path:
+        return self.output.with_name(_stem(self.output) + ".probabilities.zarr")
+
+    @property
+    def overlay(self) -> Path:
+        return self.output.parent / "overlays" / f"{_stem(self.output)}_overlay.png"
+
+
+def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None) -> list[Job]:
+    """One output for each input: NIfTI for volumes, TIFF for TIFF, PNG for other pictures, unless `format` says else.
+
+    Raises:
+        UsageError: E101 an unknown format, two inputs with one output, or an output that is an input.
+    """
+    if format is not None and format not in FORMATS:
+        raise UsageError("unknown output format", field="format", expected=", ".join(FORMATS), found=format)
+    jobs: list[Job] = []
+    taken: dict[str, Path] = {}
+    sources = {path.resolve() for path in inputs}
+    for path in inputs:
+        try:
+            case, kind = volumes.case_id(path), volumes.find_format(path)
+        except DataError:
+            # refused with its own message when it is read
+            case, kind = path.name.split(".")[0] or path.name, "nifti"
+        suffix = FORMATS[format] if format else {"tiff": ".tif"}.get(kind, ".png" if kind in _PICTURES else ".nii.gz")
+        name = files.safe_stem(case, suffix)
+        target = output / (name + suffix)
+        # case-insensitive file systems would write both to one file
+        if (other := taken.setdefault(target.name.lower(), path)) != path:
+            raise UsageError(
+                "two inputs would be written to one output",
+                code="E103",
+                file=path,
+                found=other,
+                fix="predict them into two folders",
+            )
+        if target.resolve() in sources:
+            raise UsageError(
+                "an output would overwrite an input", code="E103", file=target, fix="choose another output folder"
+            )
+        jobs.append(Job(case, path, target, output / _RECORDS / f"{name}.json"))
+    return jobs
+
+
+def fingerprint(path: Path) -> str:
+    """Size and time of change of a file, or of every file of a folder: what tells that an input is another one now."""
+    if path.is_dir():
+        parts = sorted(part for part in path.iterdir() if part.is_file())
+        return ";".join(f"{part.name}:{part.stat().st_size}:{part.stat().st_mtime_ns}" for part in parts)
+    state = path.stat()
+    return f"{state.st_size}:{state.st_mtime_ns}"
+
+
+def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path]) -> None:
+    """Note that the outputs of a job are complete: which model and options made them from which state of the input."""
+    value = {
+        "case": job.case,
+        "model": model,
+        "options": options,
+        "input": _hashed(job.source),
+        "outputs": {os.path.relpath(p, job.output.parent): _size(p) for p in outputs},
+    }
+    files.write_json(job.record, value)
+
+
+def is_complete(job: Job, model: str, options: dict[str, Any]) -> bool:
+    """Whether the outputs are there, whole, and made by this model with these options from the input as it is now."""
+    try:
+        value = json.loads(job.record.read_text(encoding="utf-8"))
+        same = (value["model"], value["options"], value["input"]) == (model, options, _hashed(job.source))
+        return same and all(_size(job.output.parent / name) == size for name, size in value["outputs"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def header_of(source: Path, geometry: volumes.Geometry, channels: int, affine: str = "auto") -> volumes.Volume:
+    """The input without its voxels: what a writer of labels needs to give back the same grid."""
+    from medseg.volumes_nifti import read_nifti_header
+
+    kind = volumes.find_format(source)
+    header: Any = read_nifti_header(source, affine=affine).header if kind == "nifti" else {}
+    return volumes.Volume(np.empty(0, np.uint8), geometry, source, kind, header, channels)
+
+
+@contextlib.contextmanager
+def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[tuple[slice, ...], np.ndarray], None]]:
+    """A Zarr array (K, *shape), float16, filled box by box; the folder appears under its name when the block ends.
+
+    float16 keeps three digits of a probability at half of the size. K is known with the first box.
+    """
+    import zarr
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent))
+    arrays: list[Any] = []
+
+    def put(box: tuple[slice, ...], values: np.ndarray) -> None:
+        if not arrays:
+            chunks = (values.shape[0], *(min(_CHUNK, n) for n in shape))
+            arrays.append(
+                zarr.create_array(
+                    store=str(temporary),
+                    shape=(values.shape[0], *shape),
+                    chunks=chunks,
+                    dtype="float16",
+                    overwrite=True,
+                    attributes={"axes": "class, then the axes of the label image"},
+                )
+            )
+            if values.shape[0] > 1:  # what no box covers is background
+                arrays[0][0] = np.float16(1.0)
+        arrays[0][(slice(None), *box)] = values.astype(np.float16)
+
+    try:
+        yield put
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise files.resource_error(error, path, temporary=temporary) or error from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _stem(path: Path) -> str:
+    return path.name[: len(path.name) - len(files.full_suffix(path))]
+
+
+def _hashed(path: Path) -> str:
+    import hashlib
+
+    # names of DICOM files may hold identifiers: only the hash is kept
+    return hashlib.sha256(fingerprint(path).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

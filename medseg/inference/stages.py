@@ -1,0 +1,174 @@
+"""The stages of one case: read and preprocess, predict, write. `medseg predict` runs them side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from medseg import volumes
+from medseg.cohort import SlabQueue
+from medseg.component import build_component
+from medseg.data import load_image_sample
+from medseg.errors import DataError, MedsegError, ResourceError
+from medseg.inference.case import predict_case
+from medseg.inference.memory import resident_bytes
+from medseg.inference.outputs import Job, fingerprint, header_of, probability_file, record
+
+__all__ = ["Work"]
+
+_COPIES = 3  # float32 copies of an image that reading and preprocessing hold at once, for deciding to read ahead
+_NAME = "medseg label"
+
+
+class Work:
+    """The loaded model and what each stage does with a case."""
+
+    def __init__(
+        self,
+        model: Any,
+        device: Any,
+        series: str | None,
+        probabilities: bool,
+        max_ram: int | None,
+        max_vram: int | None,
+        format: str | None,
+    ) -> None:
+        self.networks = [n.to(device).eval() for n in _networks(model)]
+        self.pipeline, self.spec, self.device, self.series = model.pipeline, model.dataset, device, series
+        self.probabilities, self.max_ram, self.max_vram = probabilities, max_ram, max_vram
+        self.threshold = (getattr(model, "metadata", None) or {}).get("threshold")
+        self.preprocess = [build_component(part, "transform") for part in self.pipeline.preprocess]
+        self.postprocess = [build_component(part, "postprocess") for part in self.pipeline.postprocess]
+        self.options = {"probabilities": probabilities, "format": format, "series": series}
+        self.identity = _identity(self.networks, self.pipeline, self.threshold)
+
+    def inferer(self, reserved: int = 0) -> Any:
+        """The pipeline's inferer, with what is left of the memory for its windows."""
+        inferer = build_component(self.pipeline.inference, "inferer")
+        if self.max_ram is not None:
+            left = self.max_ram - resident_bytes() - reserved
+            if left <= 0:
+                raise ResourceError(
+                    "the image alone needs more memory than is allowed",
+                    code="E522",
+                    field="max_ram",
+                    expected=f"more than {(self.max_ram - left) / 2**30:.1f} GB",
+                    found=f"{self.max_ram / 2**30:.1f} GB",
+                    fix="allow more memory",
+                )
+            inferer.max_ram = left
+        if self.max_vram is not None:
+            inferer.max_vram = self.max_vram
+        return inferer
+
+    def reads_ahead(self, jobs: Sequence[Job]) -> bool:
+        """Reading the next case needs memory of its own; under a limit it has to fit into a quarter of it."""
+        if self.max_ram is None:
+            return True
+        needed = 0
+        for job in jobs:
+            try:
+                geometry, channels, _ = volumes.read_geometry(job.source, series=self.series)
+            except MedsegError:
+                continue
+            needed = max(needed, _COPIES * 4 * channels * math.prod(geometry.shape))
+        return needed < self.max_ram / 4
+
+    def read(self, job: Job) -> dict[str, Any]:
+        try:
+            before = fingerprint(job.source)
+        except OSError:
+            before = ""  # refused below, with the reader's message
+        sample = load_image_sample(job.source, self.spec, case=job.case, series=self.series)
+        if before and fingerprint(job.source) != before:
+            raise DataError("the file changed while it was read", code="E302", case=job.case, file=job.source)
+        sample["channels"] = int(sample["image"].shape[0])
+        if sample["native"].kind == "picture":
+            sample["picture"] = np.array(sample["image"])  # the overlay is drawn over it
+        for part, transform in zip(self.pipeline.preprocess, self.preprocess, strict=True):
+            try:
+                sample = dict(transform(sample))
+            except MedsegError:
+                raise
+            except Exception as error:  # whatever a transform raises on this case must not stop the others
+                message = f"{part.name} fails on this case: {type(error).__name__}: {error}".splitlines()[0]
+                raise DataError(message, code="E371", case=job.case) from error
+        return sample
+
+    def compute(self, job: Job, sample: dict[str, Any]) -> dict[str, Any]:
+        native, image = sample["native"], sample.pop("image")
+        affine = np.asarray(image.affine, dtype=np.float64)
+        like = header_of(job.source, native, sample["channels"], self.spec.affine)
+        voxels = math.prod(native.shape)
+        streams = not self.postprocess and job.output.suffix != ".dcm"
+        kind = np.uint8 if self.spec.out_channels <= 256 else np.int16
+        with ExitStack() as stack:
+            sink = probability_sink = None
+            if streams:
+                writer = stack.enter_context(volumes.open_label_writer(job.output, like, kind, description=_NAME))
+                sink = stack.enter_context(SlabQueue(writer.write_slab))
+            if self.probabilities:
+                probability_sink = stack.enter_context(probability_file(job.probabilities, native.shape))
+            label = predict_case(
+                self.networks,
+                image.as_tensor(),
+                inferer=self.inferer(voxels * np.dtype(kind).itemsize),
+                affine_pre=affine,
+                native=native,
+                mask=sample.get("fov"),
+                postprocess=self.postprocess,
+                threshold=self.threshold,
+                device=self.device,
+                sink=sink,
+                probability_sink=probability_sink,
+            )
+        return {
+            "label": None if streams and "picture" not in sample else label,
+            "like": like,
+            "written": streams,
+            "picture": sample.get("picture"),
+            "notes": tuple(sample.get("notes", ())),
+        }
+
+    def finish(self, job: Job, result: dict[str, Any]) -> dict[str, Any]:
+        outputs = [job.output, *([job.probabilities] if self.probabilities else [])]
+        if not result["written"]:
+            if job.output.suffix == ".dcm":
+                from medseg.volumes_seg import write_segmentation
+
+                image = volumes.read_image(job.source, series=self.series, case=job.case)
+                write_segmentation(job.output, result["label"], image, self.spec.labels, model=_NAME)
+            else:
+                volumes.write_label(job.output, result["label"], result["like"], description=_NAME)
+        if result["picture"] is not None:
+            job.overlay.parent.mkdir(parents=True, exist_ok=True)
+            volumes.write_overlay(job.overlay, result["picture"], result["label"])
+            outputs.append(job.overlay)
+        record(job, self.identity, self.options, outputs)
+        return {"notes": result["notes"]}
+
+
+def _networks(model: Any) -> list[Any]:
+    several = getattr(model, "networks", None)
+    return list(several) if several else [model.network]
+
+
+def _identity(networks: Sequence[Any], pipeline: Any, threshold: float | None) -> str:
+    """Hash of the weights and of all that turns an image into labels."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, value in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).data)
+    parts = [
+        [str(part.to_plain()) if hasattr(part, "to_plain") else repr(part) for part in group]
+        for group in (pipeline.preprocess, (pipeline.network, pipeline.inference), pipeline.postprocess)
+    ]
+    digest.update(json.dumps([parts, threshold]).encode())
+    return digest.hexdigest()

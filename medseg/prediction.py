@@ -1,0 +1,209 @@
+"""`medseg predict`: images in, label images on exactly their grid out, for one image or a cohort."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg import files, volumes
+from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
+from medseg.errors import MedsegError
+from medseg.inference.memory import parse_bytes
+from medseg.inference.outputs import Job, is_complete, plan_outputs
+from medseg.inference.stages import Work
+
+__all__ = ["CaseResult", "PredictionSummary", "predict"]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """`status`: done, skipped (already complete), failed or planned."""
+
+    case: str
+    status: str
+    output: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    error: dict[str, Any] | None = None
+    message: str | None = None
+    cost: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PredictionSummary:
+    """What became of every case of this process' shard."""
+
+    cases: tuple[CaseResult, ...]
+    exit_code: int
+    certificate: dict[str, Any] | None = None
+    lines: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        cases = [{k: v for k, v in vars(case).items() if v not in (None, {}, ())} for case in self.cases]
+        return {"exit_code": self.exit_code, "cases": cases, "certificate": self.certificate}
+
+    def text(self) -> str:
+        rows = list(self.lines)
+        for case in self.cases:
+            if case.status == "planned":
+                continue
+            total = sum(case.seconds.values())
+            rows.append(f"{case.status:8}{total:8.1f} s  {case.case}" + (f" -> {case.output}" if case.output else ""))
+            rows += [f"  {line}" for line in (case.message or "").splitlines()]
+        counts = {status: sum(case.status == status for case in self.cases) for status in ("done", "skipped", "failed")}
+        rows.append(
+            ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing predicted"
+        )
+        return "\n".join(rows)
+
+
+def predict(
+    model: Any,
+    inputs: Sequence[str | Path] | str | Path,
+    output: str | Path = "predictions",
+    *,
+    device: str = "auto",
+    plan: bool = False,
+    certify: bool = False,
+    resume: bool = False,
+    save_probabilities: bool = False,
+    format: str | None = None,
+    max_ram: float | str | None = None,
+    max_vram: float | str | None = None,
+    shard: str | None = None,
+    series: str | None = None,
+    progress: bool | Callable[[CaseResult], None] = True,
+) -> PredictionSummary:
+    """Segment images with a trained model.
+
+    Args:
+        model: run folder, checkpoint, package, a loaded Model, or a list of runs whose probabilities are averaged.
+        inputs: files, folders, glob patterns, DICOM series folders.
+        output: folder for `<case>.nii.gz` (volumes), `<case>.png` (PNG, JPEG, GIF), `<case>.tif` (TIFF); pictures get a
+            coloured overlay in `overlays/`.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        plan: tell the cost of each case (one tile is timed) and predict nothing.
+        certify: compare tiled with whole-image output on a sample of the first case.
+        resume: skip cases whose outputs are complete and made by this model, options and input.
+        save_probabilities: also `<case>.probabilities.zarr`, (K, *shape) float16.
+        format: "nifti", "tiff", "png" or "dicom-seg" instead of the format that follows from the input.
+        max_ram, max_vram: keep the process and the GPU below this many GB (2^30 bytes); text such as "512MB" too.
+        shard: "K/N", this process' share of the cases; None: from torchrun's or SLURM's variables, when present.
+        series: which series of a DICOM folder.
+        progress: print a line per finished case to standard error, or a function that is called with its result.
+
+    Returns:
+        PredictionSummary; `exit_code` is 0, 4 when cases failed, 5 when one of them failed for lack of a resource.
+
+    Raises:
+        UsageError, CheckpointError, ResourceError: before the first case: nothing to predict, wrong options, a
+            model that cannot be used, an output folder that cannot be written.
+    """
+    from medseg.checkpoint import load_model
+
+    share = choose_shard(shard)
+    found = volumes.list_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs))
+    output = Path(output)
+    jobs = take_shard(plan_outputs(found, output, format), *share)
+    chosen = _device(device)
+    if isinstance(model, str | Path | list | tuple):
+        model = load_model(model, device=chosen)
+    work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format)
+    report = progress if callable(progress) else (_print if progress else lambda result: None)
+    if plan or certify:
+        results, certificate, lines = _survey(work, jobs, plan=plan, certify=certify)
+        if plan:
+            return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
+    else:
+        certificate, lines = None, []
+    files.probe_writable(output)
+    results: list[CaseResult] = []
+    todo = []
+    for job in jobs:
+        if resume and is_complete(job, work.identity, work.options):
+            results.append(CaseResult(job.case, "skipped", str(job.output)))
+            report(results[-1])
+        else:
+            todo.append(job)
+    for outcome in run_cohort(todo, work.read, work.compute, work.finish, ahead=work.reads_ahead(todo)):
+        results.append(_result(outcome))
+        report(results[-1])
+    order = {job.case: number for number, job in enumerate(jobs)}
+    results.sort(key=lambda result: order[result.case])
+    return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
+
+
+def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tuple[list[CaseResult], Any, list[str]]:
+    """The cost of each case, and the certificate from the first that can be read; nothing is written."""
+    from medseg.inference.cost import certify as compare
+    from medseg.inference.cost import estimate
+    from medseg.inference.native import grid_map
+
+    results: list[CaseResult] = []
+    lines: list[str] = []
+    certificate = None
+    for job in jobs:
+        try:
+            sample = work.read(job)
+            image, native = sample["image"], sample["native"]
+            grid = grid_map(np.asarray(image.affine), tuple(image.shape[1:]), native.affine, native.shape)
+            if certify and certificate is None:
+                verdict = compare(image.as_tensor(), work.networks[0], work.inferer(), device=work.device)
+                certificate = verdict.as_dict()
+                lines.append(verdict.text())
+            if not plan:
+                break
+            cost = estimate(
+                job.case,
+                image.as_tensor(),
+                work.networks,
+                work.inferer(),
+                device=work.device,
+                axis=grid.axis,
+                native_voxels=math.prod(native.shape),
+                exact_grid=grid.exact,
+            )
+            lines.append(cost.text())
+            results.append(CaseResult(job.case, "planned", cost=cost.as_dict()))
+        except MedsegError as error:
+            results.append(_failed(job.case, error))
+    return results, certificate, lines
+
+
+def _device(name: str) -> Any:
+    from medseg.hardware import choose_hardware
+
+    return choose_hardware(name, "fp32").device
+
+
+def _bytes(value: float | str | None) -> int | None:
+    return parse_bytes(value * 2**30 if isinstance(value, int | float) else value)
+
+
+def _result(outcome: Outcome[Job]) -> CaseResult:
+    if outcome.error is not None:
+        return _failed(outcome.item.case, outcome.error, outcome.seconds)
+    return CaseResult(
+        outcome.item.case, "done", str(outcome.item.output), outcome.seconds or {}, tuple(outcome.result["notes"])
+    )
+
+
+def _failed(case: str, error: MedsegError, seconds: dict[str, float] | None = None) -> CaseResult:
+    return CaseResult(
+        case, "failed", None, seconds or {}, (), {**error.as_dict(), "exit_code": error.exit_code}, str(error)
+    )
+
+
+def _exit_code(results: Sequence[CaseResult]) -> int:
+    codes = [case.error["exit_code"] for case in results if case.error is not None]
+    return 0 if not codes else 5 if 5 in codes else 4
+
+
+def _print(result: CaseResult) -> None:
+    print(f"{result.status}: {result.case} ({sum(result.seconds.values()):.1f} s)", file=sys.stderr)
