@@ -13,7 +13,16 @@ from medseg.errors import ResourceError
 __all__ = ["lock", "require_space", "resource_error"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO}
+_NOT_WRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
+    errno.EIO,
+}
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "unexpected pos")
 
 

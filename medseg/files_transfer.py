@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import lzma
 import os
 import secrets
 import shutil
@@ -51,46 +52,48 @@ def safe_extract(archive: str | Path, folder: str | Path, max_bytes: int) -> Pat
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("the folder to unpack into exists already", file=folder, fix="name a new folder")
     temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}.unpack"
-    seen: set[str] = set()
-    total = 0
     try:
         temporary.mkdir(parents=True)
-        for name, is_folder, source in _members(archive):
-            parts = _safe_parts(archive, name)
-            target = temporary.joinpath(*parts)
-            if is_folder:
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            key = "/".join(parts).casefold()  # on some file systems `A` and `a` are one file
-            if key in seen or len(seen) >= _MEMBERS:
-                raise _refused(archive, name, "the name comes twice" if key in seen else "too many members")
-            seen.add(key)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as output:
-                while block := source.read(_BLOCK):
-                    total += len(block)
-                    if total > max_bytes:
-                        found = f"more than {total - len(block)} bytes"
-                        raise FormatError(
-                            "the archive is larger than allowed",
-                            code="E317",
-                            file=archive,
-                            expected=f"at most {max_bytes} bytes",
-                            found=found,
-                        )
-                    output.write(block)
+        with _corrupt_is_refused(archive):
+            _unpack(archive, temporary, max_bytes)
         if folder.exists():
             folder.rmdir()
         os.rename(temporary, folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):  # a name is file and folder
-            raise _refused(archive, str(error.filename), "the name comes twice") from None
         failure = resource_error(error, folder, temporary=temporary)
         if failure is not None:
             raise failure from error
         raise
     return folder
+
+
+def _unpack(archive: Path, folder: Path, max_bytes: int) -> None:
+    seen: set[str] = set()
+    total = 0
+    for name, is_folder, source in _members(archive):
+        parts = _safe_parts(archive, name)
+        key = "/".join(parts).casefold()  # on some file systems `A` and `a` are one file
+        if not is_folder and (key in seen or len(seen) >= _MEMBERS):
+            raise _refused(archive, name, "a name comes twice" if key in seen else "too many members")
+        seen.add(key)
+        target = folder.joinpath(*parts)
+        try:
+            if is_folder:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            output = target.open("xb")
+        except (FileExistsError, IsADirectoryError, NotADirectoryError):
+            raise _refused(archive, name, "a name is a file and a folder") from None
+        with output:
+            while block := source.read(_BLOCK):
+                total += len(block)
+                if total > max_bytes:
+                    message, found = "the archive is larger than allowed", f"more than {max_bytes} bytes"
+                    expected = f"at most {max_bytes} bytes"
+                    raise FormatError(message, code="E317", file=archive, expected=expected, found=found)
+                output.write(block)
 
 
 def download(url: str, path: str | Path, sha256: str, max_bytes: int, *, timeout_s: float = 60.0) -> Path:
@@ -158,13 +161,27 @@ def _safe_parts(archive: Path, name: str) -> tuple[str, ...]:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bool, IO[bytes]]]:
-    corrupt = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, ValueError)
+    is_zip = full_suffix(archive) == ".zip" or zipfile.is_zipfile(archive)
+    return _zip_members(archive) if is_zip else _tar_members(archive)
+
+
+_CORRUPT = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+    UnicodeError,
+)
+
+
+@contextlib.contextmanager
+def _corrupt_is_refused(archive: Path) -> Iterator[None]:
     try:
-        if full_suffix(archive) == ".zip" or zipfile.is_zipfile(archive):
-            yield from _zip_members(archive)
-        else:
-            yield from _tar_members(archive)
-    except corrupt as error:
+        yield
+    except _CORRUPT as error:
         raise FormatError("the archive is corrupt or none", code="E315", file=archive, found=error) from None
     except (OSError, RuntimeError) as error:
         # gzip, bz2 and lzma report bad data as an OSError without a number; the real ones have one
