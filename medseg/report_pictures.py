@@ -113,7 +113,8 @@ def _plane(name, view: View, error: np.ndarray, indices, cut, size, captions) ->
         *[Layer(f"attention: {key}", _heat_strip(enlarge(layer))) for key, layer in view.maps.items()],
     ]
     wrong = [int((cut(error, i) > 1).sum()) for i in indices]
-    start = int(np.argmax(wrong)) if any(wrong) else len(indices) // 2
+    worst = np.flatnonzero(np.array(wrong) == max(wrong))  # the middle one of the slices with the most error
+    start = int(worst[len(worst) // 2])
     base = _image_strip(view, indices, cut, (width, height))
     return Plane(name, width, height, base, tuple(layers), tuple(captions), start, EDGES.get(name, ()))
 

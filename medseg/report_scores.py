@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseg.report_figures import agreement_plot, reliability_plot, strip_plot
 from medseg.report_words import GLOSSARY, plain_words
-from medseg.tables import POOLED, ScoreRow, plain_number
+from medseg.tables import POOLED, ScoreRow, main_metric, plain_number
 
 __all__ = ["score_sections"]
 
@@ -36,7 +36,7 @@ def score_sections(rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> dict
     page["cards"], page["sentences"] = _head(scores, summary, by_case)
     page["alerts"] = _alerts(by_case, summary)
     page["strips"] = _strips(by_case, scores)
-    page["agreement"] = _agreement(by_case)
+    page["agreement"] = _agreement(summary)
     page["calibration"] = _calibration(summary)
     page["wide"] = _wide(by_case) if by_case else None
     page["words"] = _words(rows)
@@ -71,16 +71,6 @@ def _score_line(s: Mapping[str, Any]) -> dict[str, Any]:
         span("q1", "q3"), count("n"), count("missed", "missed"), count("false_alarm", "false_alarm"), count("both_empty", "both_empty"),
     ]  # fmt: skip
     return {"label": s["label"], "name": name, "cells": cells}
-
-
-def main_metric(names: Iterable[str]) -> str | None:
-    """The score that stands for the others: Dice where there is one, else the first of the usual ones, else the first."""
-    names = list(dict.fromkeys(names))
-    for wanted in MAIN:
-        for name in names:
-            if name.lower().replace("_", "").replace("-", "") == wanted.lower():
-                return name
-    return names[0] if names else None
 
 
 def _head(
@@ -190,24 +180,14 @@ def _strips(rows: Sequence[ScoreRow], scores: Sequence[Mapping[str, Any]]) -> li
     return figures
 
 
-def _agreement(rows: Sequence[ScoreRow]) -> list[dict[str, Any]]:
-    # volume of the prediction and of the reference: two metrics, or volume and its signed error
-    found: dict[str, dict[str, dict[str, ScoreRow]]] = {}
-    for row in rows:
-        name = row.metric.lower().replace("_", " ")
-        kind = {"volume": "prediction", "predicted volume": "prediction", "volume of prediction": "prediction", "reference volume": "reference",
-                "volume of reference": "reference", "volume reference": "reference", "volume error": "error", "signed volume error": "error"}.get(name)  # fmt: skip
-        if kind:
-            found.setdefault(row.label, {}).setdefault(row.case, {})[kind] = row
+def _agreement(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for volume in summary.get("volumes", []):
+        found.setdefault(volume["label"], []).append(volume)
     sections = []
-    for label, cases in found.items():
-        points, unit = [], ""
-        for case, kinds in cases.items():
-            if "prediction" not in kinds or not kinds.keys() & {"reference", "error"}:
-                continue
-            predicted, unit = kinds["prediction"].value, kinds["prediction"].unit
-            reference = kinds["reference"].value if "reference" in kinds else predicted - kinds["error"].value
-            points.append((case, predicted, reference))
+    for label, volumes in found.items():
+        unit = volumes[0]["unit"]
+        points = [(v["case"], v["prediction"], v["reference"]) for v in volumes]
         if len(points) < 2:
             continue
         figure, facts = agreement_plot(points, unit)

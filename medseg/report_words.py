@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["GLOSSARY", "plain_words"]
+__all__ = ["GLOSSARY", "normal_name", "plain_words"]
 
 _WORDS = {
     "dice": "How well prediction and reference overlap: twice the shared part over the sum of both. 1 is perfect, 0 is no overlap.",
@@ -63,11 +63,20 @@ def plain_words(metric: str) -> str:
     >>> plain_words("HD95")[:25]
     'Like the largest surface '
     """
-    name = re.sub(r"[^a-z0-9]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", metric).lower()).strip()
+    name = normal_name(metric)
     for candidate in (name, name.replace(" ", ""), *_heads(name)):
         if candidate in _WORDS:
             return _WORDS[candidate]
     return ""
+
+
+def normal_name(metric: str) -> str:
+    """A score's name in small letters with single spaces.
+
+    >>> normal_name("SurfaceDice 2 mm"), normal_name("volume_error")
+    ('surface dice 2 mm', 'volume error')
+    """
+    return re.sub(r"[^a-z0-9]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", metric).lower()).strip()
 
 
 def _heads(name: str) -> list[str]:

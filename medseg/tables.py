@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -24,11 +25,13 @@ __all__ = [
     "STATUSES",
     "ScoreRow",
     "latex_table",
+    "main_metric",
     "markdown_table",
     "plain_number",
     "read_cases",
     "read_summary",
     "summarise_rows",
+    "table_lines",
     "write_cases",
     "write_summary",
 ]
@@ -36,6 +39,7 @@ __all__ = [
 SCHEMA = "medseg-summary/1"
 STATUSES = ("scored", "missed", "false_alarm", "both_empty")
 POOLED = "all cases"  # in the column `case` of scores that are computed over all cases at once
+_MAIN = ("Dice", "SEG", "mAP", "PQ", "V_rand", "IoU", "PooledDice")  # in order of preference
 _RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -167,13 +171,14 @@ def summarise_rows(
 
     Args:
         rows: lines of cases.csv; pooled ones have case `all cases` and come out with their value only.
-        better: metric -> "higher" | "lower" | "none".
+        better: metric -> "higher" | "lower" | "none"; what medseg knows of the metric where it is not told.
         groups: case -> patient; whole patients are resampled then.
         seed: of the bootstrap.
 
     Returns:
         A list of plain dicts in the order of first appearance; the key `scores` of summary.json.
     """
+    from medseg.metrics import METRICS
     from medseg.metrics.statistics import summarise
 
     parts: dict[tuple[str, str], list[ScoreRow]] = {}
@@ -182,24 +187,39 @@ def summarise_rows(
     scores = []
     for (label, metric), members in parts.items():
         head = members[0]
+        known = METRICS.get(re.split(r"[@( ]", metric, maxsplit=1)[0])  # "SurfaceDice@2mm" is a SurfaceDice
+        way = better.get(metric) or ("none" if known is None else known.better)
         entry: dict[str, Any] = {
-            "label": label, "metric": metric, "unit": head.unit, "better": better.get(metric, "none"),
+            "label": label, "metric": metric, "unit": head.unit, "better": way,
             "definition": head.definition,
         }  # fmt: skip
         cases = [row for row in members if row.case != POOLED]
         if cases:
             values = [row.value for row in cases]
             by = [groups[row.case] for row in cases] if groups and all(row.case in groups for row in cases) else None
-            summary = summarise(values, groups=by, seed=seed)
-            numbers = {
-                name: _finite(getattr(summary, name)) for name in ("mean", "sd", "median", "q1", "q3", "low", "high")
+            bounds = (-math.inf, math.inf) if known is None else known.bounds
+            summary = summarise(values, groups=by, seed=seed, bounds=bounds)
+            numbers: dict[str, float | None] = {
+                name: getattr(summary, name) for name in ("mean", "sd", "median", "q1", "q3", "low", "high")
             }
+            if summary.groups < 2:  # one case, or one patient, tells nothing about others
+                numbers |= {"sd": None if summary.n < 2 else summary.sd, "low": None, "high": None}
             entry |= {"level": "case", "n": len(values), "patients": len(set(by)) if by else len(values), **numbers}
             entry |= {status: sum(row.status == status for row in cases) for status in STATUSES}
         else:
             entry |= {"level": "pooled", "n": 1, "mean": head.value, "status": head.status}
         scores.append(entry)
     return scores
+
+
+def main_metric(names: Iterable[str]) -> str | None:
+    """The score that stands for the others: Dice where there is one, else one of the usual ones, else the first.
+
+    >>> main_metric(["HD95", "Dice"])
+    'Dice'
+    """
+    names = list(dict.fromkeys(names))
+    return next((name for name in _MAIN if name in names), names[0] if names else None)
 
 
 def plain_number(value: float | None, unit: str = "") -> str:
@@ -263,10 +283,6 @@ def latex_table(scores: Sequence[Mapping[str, Any]]) -> str:
     body.append(r"\midrule")
     body += [" & ".join(_latex(cell) for cell in line) + r" \\" for line in lines]
     return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None  # the spread of one case is unknown, not 0
 
 
 def _markdown(text: str) -> str:

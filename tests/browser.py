@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -32,24 +33,18 @@ class Browser:
         self.profile = tempfile.mkdtemp(prefix="browser-")
         to_read, to_write = os.pipe()
         from_read, from_write = os.pipe()
-        # the browser reads commands from descriptor 3 and answers on 4
-        script = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'
-        command = [
-            "sh",
-            "-c",
-            script,
-            find_browser() or "chromium",
-            *FLAGS,
-            f"--user-data-dir={self.profile}",
-            "about:blank",
-        ]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (to_read, from_write)]
+
+        def connect() -> None:  # the browser reads commands from descriptor 3 and answers on 4
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
+
         self.process = subprocess.Popen(
-            command,
-            pass_fds=(to_read, from_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=self.profile,
-        )
+            [find_browser() or "chromium", *FLAGS, f"--user-data-dir={self.profile}", "about:blank"],
+            close_fds=False, preexec_fn=connect, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.profile,
+        )  # fmt: skip
+        for fd in high:
+            os.close(fd)
         os.close(to_read)
         os.close(from_write)
         self._out, self._in, self._buffer, self._count = to_write, from_read, b"", 0

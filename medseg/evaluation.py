@@ -1,0 +1,285 @@
+"""Evaluation: predictions against references, every case scored, nothing left out, with intervals.
+
+Writes cases.csv (one line per case, label and score), summary.json (means, intervals, what was missing), views/ (pictures
+for the report) and, when asked for, scores.md and scores.tex. Schemas: docs/cases_csv.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medseg import __version__
+from medseg.errors import UsageError
+from medseg.evaluation_pairs import Reading, check_grids
+from medseg.evaluation_plan import Plan, make_plan
+from medseg.evaluation_scoring import CaseScores, count_workers, label_values, map_cases, score_pair
+from medseg.evaluation_views import calibration_entries, choose_cases, write_views
+from medseg.files import probe_writable, write_text
+from medseg.tables import (
+    SCHEMA,
+    ScoreRow,
+    latex_table,
+    markdown_table,
+    read_cases,
+    read_summary,
+    summarise_rows,
+    table_lines,
+    write_cases,
+    write_summary,
+)  # fmt: skip
+
+__all__ = ["Evaluation", "evaluate", "pool_runs"]
+
+_FORMATS = {"markdown": ("scores.md", markdown_table), "latex": ("scores.tex", latex_table)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        folder: where cases.csv and summary.json are.
+        rows: the lines of cases.csv.
+        summary: the content of summary.json.
+        missing: cases without a prediction, counted as missed.
+        extra: predictions without a reference, not scored.
+    """
+
+    folder: Path
+    rows: tuple[ScoreRow, ...] = field(repr=False)
+    summary: Mapping[str, Any] = field(repr=False)
+    missing: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 4 when predictions are missing."""
+        return 4 if self.missing else 0
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and lines of the printed table."""
+        return table_lines(self.summary["scores"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary with the folder, for `--json`."""
+        return {"folder": str(self.folder), "exit_code": self.exit_code, **self.summary}
+
+
+def evaluate(
+    predictions: str | Path,
+    reference: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    data: str | Path | None = None,
+    images: str | Path | None = None,
+    run: str | Path | None = None,
+    part: str = "test",
+    protocol: str | None = None,
+    metrics: Sequence[Any] | None = None,
+    labels: str | Mapping[int, str] | None = None,
+    ignore: int | None = None,
+    resample: bool = False,
+    workers: int | None = None,
+    formats: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Score predictions against references.
+
+    A reference without a prediction is scored as missed. A prediction on another grid, a value that is no label, a broken
+    file: the evaluation is refused as a whole, with all problems told, since a mean over the rest would not be honest.
+
+    Args:
+        predictions: folder of label images; or a run, whose validation cases are scored (`reference` None).
+        reference: folder of label images of the same names, or the name of a data set.
+        output: folder for the results; `scores` inside `predictions`, or the run's `validation`, when None.
+        data: data root, when the reference is a data set or a run's validation part; MEDSEG_DATA when None.
+        images: folder of the images, for the report's pictures, when the reference is a folder.
+        run: run whose label names and scores are used with a reference folder.
+        part: part of the data set: "training", "validation", "test".
+        protocol: named set of scores; the data set's own when None.
+        metrics: names of scores, or components with arguments; they come before any protocol.
+        labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None.
+        ignore: value of void voxels in the references.
+        resample: bring predictions on other grids to the reference's by nearest neighbour, instead of refusing them.
+        workers: processes; as many as cores when None.
+        formats: "markdown", "latex": tables to write beside.
+        seed: of the bootstrap.
+        progress: show a bar on standard error.
+
+    Returns:
+        Evaluation; its `exit_code` is 4 when predictions are missing.
+
+    Raises:
+        UsageError: wrong arguments, unknown score or protocol.
+        DataError: no pair is found, grids differ, values are wrong, files are broken.
+        ResourceError: the output cannot be written.
+    """
+    for name in formats:
+        if name not in _FORMATS:
+            raise UsageError("unknown format of table", field="formats", expected=", ".join(_FORMATS), found=name)
+    started = time.time()
+    plan = make_plan(
+        predictions, reference, output=output, data=data, images=images, run=run, part=part, protocol=protocol, metrics=metrics,
+        labels=labels, ignore=ignore,
+    )  # fmt: skip
+    probe_writable(plan.output)
+    resampled = check_grids(plan.pairs, resample=resample)
+    count = count_workers(workers, len(plan.pairs))
+    reading, notes = _complete(plan, count, progress)
+    work = partial(score_pair, reading=reading, scoring=plan.scoring)
+    results = map_cases(work, plan.pairs, workers=count, progress=progress, title="scoring")
+    rows, better = _collect_rows(results, plan)
+    summary = _summarise(plan, reading, rows, better, results, seed, [*plan.notes, *notes])
+    summary["cases"]["resampled"] = resampled
+    chosen, metric = choose_cases(rows, better)
+    summary["views"] = write_views(plan.output / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances)
+    summary["seconds"] = round(time.time() - started, 1)
+    return _write(plan.output, rows, summary, formats)
+
+
+def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, seed: int = 0) -> Evaluation:
+    """Scores of several folds together: every case was predicted by the one model that had not seen it.
+
+    Args:
+        runs: run folders (or folders with cases.csv) of the same data set, scored before.
+        output: folder; `cross_validation` beside the first run when None.
+        seed: of the bootstrap.
+
+    Raises:
+        UsageError: no runs, or a case occurs in two of them.
+        DataError: a run has no scores.
+    """
+    folders = [
+        next((p for p in (Path(run) / "validation", Path(run)) if (p / "cases.csv").is_file()), Path(run))
+        for run in runs
+    ]
+    if not folders:
+        raise UsageError("no runs to put together", field="runs")
+    rows: list[ScoreRow] = []
+    seen: dict[str, Path] = {}
+    summaries = []
+    from medseg.tables import POOLED
+
+    for folder in folders:
+        own = [row for row in read_cases(folder / "cases.csv") if row.case != POOLED]
+        for case in dict.fromkeys(row.case for row in own):
+            if case in seen:
+                raise UsageError(
+                    "a case is in two runs",
+                    case=case,
+                    expected="folds, which share no case",
+                    found=f"{seen[case]}, {folder}",
+                )
+            seen[case] = folder
+        rows += own
+        summaries.append(read_summary(folder / "summary.json"))
+    first = summaries[0]
+    better = {s["metric"]: s["better"] for summary in summaries for s in summary["scores"]}
+    groups = {case: group for summary in summaries for case, group in summary.get("groups", {}).items()}
+    joined = {
+        name: [v for s in summaries for v in s["cases"].get(name, [])] for name in ("missing", "extra", "resampled")
+    }
+    summary = {
+        **{k: first.get(k) for k in ("schema", "kind", "medseg", "dataset", "protocol", "labels", "unit", "metrics")},
+        "title": f"{len(folders)} folds together: {first.get('title', '')}", "created": _now(),
+        "runs": [str(run) for run in runs], "cases": {"count": len(seen), **joined}, "groups": groups,
+        "volumes": [v for s in summaries for v in s.get("volumes", [])], "views": [], "calibration": [],
+        "bootstrap": _bootstrap(groups, seed), "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
+        "notes": ["Scores that are computed over all cases at once are not put together from folds."],
+    }  # fmt: skip
+    target = Path(output) if output is not None else Path(runs[0]).parent / "cross_validation"
+    return _write(target, rows, summary, ())
+
+
+def _complete(plan: Plan, workers: int, progress: bool) -> tuple[Reading, list[str]]:
+    """Label names where none were given: the values that occur in the references."""
+    reading = plan.reading
+    if reading.labels:
+        return reading, []
+    if plan.scoring.instances:
+        return Reading({1: "object"}, ignore=reading.ignore), []
+    references = [pair.reference for pair in plan.pairs]
+    found = map_cases(
+        partial(label_values, reading=reading),
+        references,
+        workers=workers,
+        progress=progress,
+        title="looking at labels",
+    )
+    values = sorted({value for one in found for value in one} - {reading.ignore})
+    if not values:
+        raise UsageError(
+            "all references are empty, so there are no labels to score",
+            field="labels",
+            fix="name them: --labels 1=liver",
+        )
+    if values == [255]:  # the usual black and white mask
+        note = "The references hold 0 and 255: 255 was taken as label 1, and every value but 0 of the predictions too."
+        return Reading({1: "foreground"}, encoding="nonzero", prediction_encoding="nonzero"), [note]
+    return Reading({value: f"label {value}" for value in values}, ignore=reading.ignore), []
+
+
+def _collect_rows(results: Sequence[CaseScores], plan: Plan) -> tuple[list[ScoreRow], dict[str, str]]:
+    from medseg.metrics import pool_scores
+
+    rows = [row for result in results for row in result.rows]
+    better = {metric: way for result in results for metric, way in result.better.items()}
+    pooled = pool_scores([r.result for r in results], plan.scoring.metrics, unit=results[0].unit, dims=results[0].dims)
+    for s in pooled:
+        rows.append(
+            ScoreRow(s.case, s.label, s.metric, s.value, "" if s.unit == "1" else s.unit, s.status, s.definition)
+        )
+        better[s.metric] = s.better
+    return rows, better
+
+
+def _summarise(
+    plan: Plan, reading: Reading, rows: Sequence[ScoreRow], better: Mapping[str, str], results: Sequence[CaseScores], seed: int,
+    notes: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    groups = {pair.case: pair.group for pair in plan.pairs if pair.group}
+    groups = groups if len(set(groups.values())) < len(groups) else {}  # every case its own patient: nothing to group
+    skipped = sorted({name for result in results for name in result.result.skipped})
+    if skipped and plan.scoring.skip:
+        notes.append(
+            f"Not scored, since no probabilities are stored: {', '.join(skipped)} (predict with --save-probabilities)."
+        )
+    volumes = [
+        {"case": r.case, "label": label, "prediction": p, "reference": v, "unit": unit}
+        for r in results for label, (p, v, unit) in r.volumes.items()
+    ]  # fmt: skip
+    return {
+        "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
+        "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset, "protocol": plan.protocol,
+        "labels": {str(k): v for k, v in reading.labels.items()}, "unit": results[0].unit,
+        "cases": {
+            "count": len(plan.pairs), "missing": [pair.case for pair in plan.pairs if pair.prediction is None], "extra": plan.extra,
+        },
+        "groups": groups, "bootstrap": _bootstrap(groups, seed),
+        "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
+        "volumes": volumes, "calibration": calibration_entries(results, reading.labels), "notes": notes,
+    }  # fmt: skip
+
+
+def _bootstrap(groups: Mapping[str, str], seed: int) -> dict[str, Any]:
+    return {"level": 0.95, "n": 2000, "seed": seed, "by": "patients" if groups else "cases"}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _write(folder: Path, rows: Sequence[ScoreRow], summary: dict[str, Any], formats: Sequence[str]) -> Evaluation:
+    write_cases(folder / "cases.csv", rows)
+    write_summary(folder / "summary.json", summary)
+    for name in formats:
+        file, make = _FORMATS[name]
+        write_text(folder / file, make(summary["scores"]))
+    cases = summary["cases"]
+    return Evaluation(folder, tuple(rows), summary, tuple(cases["missing"]), tuple(cases["extra"]))

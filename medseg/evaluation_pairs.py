@@ -1,0 +1,211 @@
+"""Which prediction belongs to which reference: found by case id, checked by header, before anything is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
+from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
+
+__all__ = ["Pair", "Reading", "check_grids", "find_predictions", "match_folders", "pair_cases"]
+
+SIDE_FILES = ("_overlay", "_probabilities", "_uncertainty")  # written by predict beside the label images
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How label values are read and named.
+
+    Attributes:
+        labels: index -> name, background 0 left out; None until the references were looked at.
+        ignore: value of void voxels in the reference.
+        encoding: raw value -> index for references ("index": as stored, "nonzero", or a table).
+        prediction_encoding: the same for predictions.
+        affine: which affine of a NIfTI counts, see `read_label`.
+        spec: facts of the data set, when references come from one.
+    """
+
+    labels: Mapping[int, str]
+    ignore: int | None = None
+    encoding: Any = None
+    prediction_encoding: Any = None
+    affine: str = "auto"
+    spec: Any = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: its reference and, if there is one, its prediction."""
+
+    case: str
+    reference: Path
+    prediction: Path | None
+    images: tuple[Path, ...] = ()
+    fov: Path | None = None
+    instances: tuple[Path, ...] = ()
+    group: str | None = None
+    probabilities: Path | None = None
+    source: Any = field(default=None, compare=False)  # the data set's own description of the case, when it has one
+
+
+def find_predictions(folder: str | Path) -> dict[str, Path]:
+    """Label images of a folder by case id; overlays and the like that predict writes beside them are left out.
+
+    Raises:
+        DataError: the folder is missing or holds no images.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise DataError("there is no such folder of predictions", code="E302", file=folder)
+    try:
+        files = list_inputs([folder])
+    except UsageError as error:
+        if error.message != "the folder holds no images":  # two files of one case
+            raise
+        raise DataError(
+            "the folder holds no images",
+            code="E302",
+            file=folder,
+            expected="label images (NIfTI, PNG, TIFF ...)",
+            found=error.message,
+        ) from error
+    found = {case_id(path): path for path in files}
+    return {
+        case: path
+        for case, path in found.items()
+        if not any(case.endswith(end) and case.removesuffix(end) in found for end in SIDE_FILES)
+    }
+
+
+def match_folders(
+    predictions: str | Path, references: str | Path, images: str | Path | None = None
+) -> tuple[list[Pair], list[str]]:
+    """Pairs of two folders by case id (names without suffix), and the predictions that have no reference.
+
+    Raises:
+        DataError: a folder is missing or empty, or not a single name occurs in both.
+    """
+    wanted = find_predictions(references)
+    present = find_predictions(predictions)
+    shown = find_predictions(images) if images is not None else {}
+    if not wanted.keys() & present.keys():
+        raise DataError(
+            "no prediction has the name of a reference", code="E350", file=predictions,
+            expected=_some(wanted), found=_some(present), fix="name each prediction as its reference",
+        )  # fmt: skip
+    probabilities = _probabilities(Path(predictions))
+    pairs = [
+        Pair(
+            case,
+            path,
+            present.get(case),
+            images=(shown[case],) if case in shown else (),
+            probabilities=probabilities.get(case),
+        )
+        for case, path in wanted.items()
+    ]
+    return pairs, sorted(present.keys() - wanted.keys())
+
+
+def pair_cases(
+    cases: Iterable[Any], predictions: str | Path, *, only: Sequence[str] | None = None
+) -> tuple[list[Pair], list[str]]:
+    """Pairs of a data set's cases (`medseg.data.Case`) with a folder's predictions.
+
+    A prediction is named as the case's id or as its image file.
+
+    Args:
+        cases: with id, images, label, instances, fov, group.
+        predictions: folder.
+        only: ids of the cases to take (a validation fold); None takes all that have a label.
+
+    Raises:
+        DataError: no case has a reference, or not a single prediction belongs to one.
+    """
+    present = find_predictions(predictions)
+    probabilities = _probabilities(Path(predictions))
+    pairs, used = [], set()
+    for case in cases:
+        if (only is not None and case.id not in only) or (case.label is None and not case.instances):
+            continue
+        names = (case.id, *(case_id(path) for path in case.images))
+        name = next((name for name in names if name in present), None)
+        used.add(name)
+        pairs.append(
+            Pair(
+                case.id, case.label or case.instances[0], present.get(name) if name else None, images=tuple(case.images), fov=case.fov,
+                instances=tuple(case.instances), group=case.group, probabilities=probabilities.get(name or case.id), source=case,
+            )
+        )  # fmt: skip
+    if not pairs:
+        raise DataError(
+            "no case has a reference label",
+            code="E350",
+            file=predictions,
+            fix="choose the part of the data set that has labels",
+        )
+    if not any(pair.prediction for pair in pairs):
+        raise DataError(
+            "no prediction has the name of a case", code="E350", file=predictions,
+            expected=_some(pair.case for pair in pairs), found=_some(present),
+        )  # fmt: skip
+    return pairs, sorted(present.keys() - used)
+
+
+def check_grids(pairs: Sequence[Pair], *, resample: bool) -> list[str]:
+    """Compare the grids of all pairs by their headers; returns the cases that are to be resampled.
+
+    Raises:
+        GeometryError: grids differ and resampling was not asked for; every such case is told, with both geometries.
+        FormatError: a header cannot be read.
+    """
+    problems: list[MedsegError] = []
+    differing = []
+    for pair in pairs:
+        if pair.prediction is None:
+            continue
+        try:
+            one, two = read_geometry(pair.reference)[0], read_geometry(pair.prediction)[0]
+            check_pair(one, two, case=pair.case)
+        except GeometryError as error:
+            if error.code not in ("E320", "E325", "E326", "E327"):
+                problems.append(error)
+            elif resample:
+                differing.append(pair.case)
+            else:
+                problems.append(
+                    GeometryError(
+                        "prediction and reference lie on different grids", code=error.code, case=pair.case, file=pair.prediction,
+                        expected=describe_grid(one), found=describe_grid(two),
+                        fix="predict on the reference's grid, or ask for --resample",
+                    )
+                )  # fmt: skip
+        except MedsegError as error:
+            problems.append(error)
+    if problems:
+        raise collect(problems)
+    return differing
+
+
+def describe_grid(geometry: Geometry) -> str:
+    """A grid in one line: shape, spacing, and for volumes origin and axis codes."""
+    spacing = " x ".join(f"{v:.4g}" for v in geometry.spacing)
+    text = f"{' x '.join(map(str, geometry.shape))} voxels of {spacing} {geometry.unit}"
+    if geometry.kind == "volume":
+        origin = ", ".join(f"{v:.2f}" for v in geometry.affine[:3, 3])
+        text += f", origin {origin}, axes {''.join(geometry.codes)}"
+    return text
+
+
+def _probabilities(folder: Path) -> dict[str, Path]:
+    return {
+        path.name.removesuffix(".zarr").removesuffix("_probabilities"): path for path in sorted(folder.glob("*.zarr"))
+    }
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" ... {len(names)} in all" if len(names) > 5 else "")

@@ -1,0 +1,217 @@
+"""What an evaluation is going to do: pairs of files, labels, scores, and where the results go; decided before any scoring."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases
+from medseg.evaluation_scoring import Scoring
+
+__all__ = ["DEFAULT_METRICS", "Plan", "make_plan", "parse_labels"]
+
+DEFAULT_METRICS: tuple[Any, ...] = (
+    "Dice", "IoU", "Sensitivity", "Precision", "HD", "HD95", "ASSD", ("SurfaceDice", {"tolerance": 1.0}), "VolumeError",
+    "AbsoluteVolumeError", "PooledDice",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first image is opened."""
+
+    pairs: list[Pair]
+    extra: list[str]
+    reading: Reading
+    scoring: Scoring
+    output: Path
+    title: str
+    predictions: str
+    references: str
+    dataset: str | None = None
+    protocol: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    predictions: str | Path,
+    reference: str | Path | None,
+    *,
+    output: str | Path | None,
+    data: str | Path | None,
+    images: str | Path | None,
+    run: str | Path | None,
+    part: str,
+    protocol: str | None,
+    metrics: Sequence[Any] | None,
+    labels: str | Mapping[int, str] | None,
+    ignore: int | None,
+) -> Plan:
+    """Decide; see `medseg.evaluation.evaluate` for the arguments.
+
+    Raises:
+        UsageError, DataError: as there.
+    """
+    predictions = Path(predictions)
+    if reference is None and run is None:
+        return _plan_run(predictions, output=output, data=data, protocol=protocol, metrics=metrics)
+    pipeline, spec = _facts_of_run(Path(run), data) if run is not None else (None, None)
+    target = Path(output) if output is not None else predictions / "scores"
+    if reference is None:
+        raise UsageError(
+            "no reference was given", field="reference", expected="a folder of labels or the name of a data set"
+        )
+    named = None if Path(reference).exists() else _dataset(str(reference), data)
+    if named is None:
+        pairs, extra = match_folders(predictions, reference, images)
+        names = parse_labels(labels) if labels is not None else {} if spec is None else _names(spec)
+        reading = Reading(names, ignore=ignore if ignore is not None or spec is None else spec.ignore)
+        title = f"Scores of {predictions.resolve().name} against {Path(reference).resolve().name}"
+        dataset = None if spec is None else spec.name
+    else:
+        from medseg.data import data_root, find_cases
+
+        pairs, extra = pair_cases(find_cases(named, data_root(data), part=part), predictions)
+        reading = Reading(
+            parse_labels(labels) if labels is not None else _names(named),
+            ignore=named.ignore,
+            affine=named.affine,
+            spec=named,
+        )
+        title, dataset, spec = f"{named.title}: scores of {predictions.resolve().name}", named.name, named
+    chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
+    return Plan(
+        pairs, extra, reading, chosen, target, title, predictions.name, str(Path(reference).name), dataset, protocol
+    )
+
+
+def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
+    """Label names as text "1=liver,2=tumour" or as a mapping; background 0 is left out.
+
+    >>> parse_labels("1=liver, 2=tumour")
+    {1: 'liver', 2: 'tumour'}
+
+    Raises:
+        UsageError: not of that form, no label, or one number or name twice.
+    """
+    if isinstance(labels, str):
+        found: dict[int, str] = {}
+        for part in labels.split(","):
+            number, sign, name = part.partition("=")
+            if not sign or not number.strip().isdecimal() or not name.strip() or int(number) in found:
+                raise UsageError("labels cannot be read", field="labels", expected="1=liver,2=tumour", found=labels)
+            found[int(number)] = name.strip()
+    else:
+        found = {int(number): str(name) for number, name in labels.items()}
+    found.pop(0, None)
+    if not found or len(set(found.values())) != len(found) or min(found) < 0:
+        raise UsageError("labels need numbers above 0 and a name of its own for each", field="labels", found=labels)
+    return found
+
+
+def _plan_run(
+    folder: Path,
+    *,
+    output: str | Path | None,
+    data: str | Path | None,
+    protocol: str | None,
+    metrics: Sequence[Any] | None,
+) -> Plan:
+    from medseg.data import find_cases
+
+    if not (folder / "pipeline.yaml").is_file():
+        raise UsageError(
+            "no reference was given, and this is no run",
+            field="reference",
+            file=folder,
+            fix="medseg evaluate PREDICTIONS REFERENCES",
+        )
+    pipeline, spec = _facts_of_run(folder, data)
+    try:
+        wanted = json.loads((folder / "split.json").read_text(encoding="utf-8"))["validation"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("the run's split cannot be read", file=folder / "split.json", found=error) from error
+    place = next((p for p in (folder / "validation" / "predictions", folder / "validation") if p.is_dir()), None)
+    if place is None:
+        raise DataError(
+            "the run has no predictions of its validation cases",
+            code="E302",
+            file=folder / "validation",
+            fix="let the training finish",
+        )
+    cases = find_cases(spec, _root_of_run(folder, data), part="all")
+    pairs, extra = pair_cases(cases, place, only=wanted)
+    reading = Reading(_names(spec), ignore=spec.ignore, affine=spec.affine, spec=spec)
+    chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
+    target = Path(output) if output is not None else folder / "validation"
+    title = pipeline.title or f"{spec.title}"
+    return Plan(
+        pairs, extra, reading, chosen, target, title, "validation cases of the run", spec.title, spec.name, protocol
+    )
+
+
+def _facts_of_run(folder: Path, data: str | Path | None) -> tuple[Any, Any]:
+    from medseg.config import load_dataset, load_pipeline
+
+    root = _root_of_run(folder, data, must_exist=False)
+    pipeline = load_pipeline(folder / "pipeline.yaml", root=root)
+    return pipeline, load_dataset(pipeline.dataset, root=root)
+
+
+def _root_of_run(folder: Path, data: str | Path | None, *, must_exist: bool = True) -> Path:
+    """The data root: as given, else the one that the run was trained from."""
+    from medseg.data import data_root
+
+    if data is None:
+        try:
+            data = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("data")
+        except (OSError, ValueError, AttributeError):
+            data = None
+        data = data if isinstance(data, str) and Path(data).is_dir() else None
+    return data_root(data, must_exist=must_exist)
+
+
+def _dataset(name: str, data: str | Path | None) -> Any:
+    from medseg.config import dataset_names, load_dataset
+
+    if name not in dataset_names(root=data) and ("/" in name or "." in name):
+        raise DataError("there is no such folder of references", code="E302", file=name)
+    return load_dataset(name, root=data)
+
+
+def _names(spec: Any) -> dict[int, str]:
+    return {index: name for index, name in spec.labels.items() if index != 0}
+
+
+def _scoring(
+    metrics: Sequence[Any] | None, protocol: str | None, pipeline: Any, spec: Any
+) -> tuple[Scoring, str | None]:
+    """Scores asked for, else those of the protocol, of the pipeline with the data set's protocol, or the usual ones."""
+    from medseg.metrics import METRICS, parse_metrics
+
+    regions = None
+    unit = None if spec is None else spec.unit
+    skip = metrics is None
+    if metrics is None:
+        protocol = protocol or (None if spec is None else spec.protocol)
+        own = tuple(pipeline.metrics) if pipeline is not None else ()
+        chosen: tuple[Any, ...] = own
+        if protocol is not None:
+            from medseg.metrics import PROTOCOLS
+
+            if protocol not in PROTOCOLS:
+                raise UsageError("unknown protocol", field="protocol", expected=", ".join(PROTOCOLS), found=protocol)
+            rules = PROTOCOLS[protocol]
+            regions = getattr(rules, "regions", None)
+            chosen = (*own, *rules.metrics)
+        chosen = chosen or tuple(m for m in DEFAULT_METRICS if (m if isinstance(m, str) else m[0]) in METRICS)
+    else:
+        chosen, protocol = tuple(metrics), None
+    parsed = parse_metrics(chosen)
+    unique = tuple(dict.fromkeys((metric.name, tuple(sorted(arguments.items()))) for metric, arguments in parsed))
+    needs = any(metric.needs == "instances" for metric, _ in parsed)
+    return Scoring(tuple((name, dict(arguments)) for name, arguments in unique), regions, unit, skip, needs), protocol

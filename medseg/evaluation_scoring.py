@@ -1,0 +1,335 @@
+"""The scoring of one case, and of many in parallel processes: files in, rows of cases.csv out."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import MedsegError, ResourceError, UsageError, collect
+from medseg.evaluation_pairs import Pair, Reading
+from medseg.tables import ScoreRow
+from medseg.volumes import Geometry, read_label
+
+__all__ = ["Arrays", "CaseScores", "Scoring", "count_workers", "label_values", "map_cases", "read_arrays", "score_pair"]
+
+BINS = 10  # of the reliability diagram
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is measured: metrics as `medseg.metrics` takes them, regions (name -> labels), unit, whether scores that need
+    probabilities may be left out where there are none."""
+
+    metrics: tuple[Any, ...]
+    regions: Mapping[str, Sequence[int]] | None = None
+    unit: str | None = None
+    skip: bool = False
+    instances: bool = False
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """One case in memory, on the reference's grid; `prediction` is None when there is none."""
+
+    prediction: np.ndarray | None
+    reference: np.ndarray
+    geometry: Geometry
+    instances: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+    fov: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """What scoring a case gives.
+
+    Attributes:
+        case: id.
+        rows: lines of cases.csv.
+        result: what `medseg.metrics.pool_scores` takes.
+        better: metric -> direction.
+        volumes: label -> (volume of the prediction, of the reference, unit).
+        calibration: label -> (voxels, sum of probabilities, right ones) per bin.
+        dims: 2 or 3.
+        unit: of spacing.
+    """
+
+    case: str
+    rows: tuple[ScoreRow, ...]
+    result: Any
+    better: Mapping[str, str]
+    volumes: Mapping[str, tuple[float, float, str]]
+    calibration: Mapping[int, np.ndarray] = field(default_factory=dict)
+    dims: int = 3
+    unit: str = "mm"
+
+
+def read_arrays(pair: Pair, reading: Reading, *, instances: bool = False) -> Arrays:
+    """Prediction and reference of a case on the reference's grid.
+
+    A prediction on another grid is brought to it by nearest neighbour; `check_grids` has refused it before where that was
+    not asked for. With `instances`, an image with other values than the labels is taken as numbered objects of label 1.
+
+    Raises:
+        MedsegError: a file is refused.
+    """
+    fov = objects = None
+    if pair.source is not None:
+        from medseg.data import read_reference
+
+        found, _ = read_reference(pair.source, reading.spec, None)
+        reference, geometry = found["label"][0], read_geometry_of(pair)
+        objects = found["instances"][0] if instances and "instances" in found else None
+    else:
+        reference, objects, geometry = _read(
+            pair.reference, reading, reading.encoding, pair.case, reading.ignore, instances
+        )
+    if pair.fov is not None:
+        fov = read_label(pair.fov, mapping="nonzero", affine=reading.affine, case=pair.case).array[0]
+    if pair.prediction is None:
+        return Arrays(None, reference, geometry, (None, objects), fov)
+    array, own, grid = _read(pair.prediction, reading, reading.prediction_encoding, pair.case, None, instances)
+    if grid.shape != geometry.shape or not _same(grid, geometry):
+        array = _resample(array, grid, geometry)
+        own = None if own is None else _resample(own, grid, geometry)
+    return Arrays(array, reference, geometry, (own, objects), fov)
+
+
+def read_geometry_of(pair: Pair) -> Geometry:
+    """The grid of a case's reference."""
+    from medseg.volumes import read_geometry
+
+    return read_geometry(pair.reference)[0]
+
+
+def _read(
+    path: Any, reading: Reading, encoding: Any, case: str, ignore: int | None, instances: bool
+) -> tuple[np.ndarray, np.ndarray | None, Geometry]:
+    mapping = None if encoding == "index" else encoding
+    allowed = {0, *reading.labels} | ({ignore} if ignore is not None else set())
+    if instances and len(reading.labels) == 1 and mapping is None:
+        volume = read_label(path, ignore=ignore, palette="index", affine=reading.affine, case=case)
+        array = volume.array[0]
+        values = set(np.unique(array).tolist()) - {0, ignore}
+        label = next(iter(reading.labels))
+        if len(values) > 1 or not values <= {label}:
+            void = array == ignore if ignore is not None else np.zeros((), bool)
+            semantic = np.where(void, array, (array != 0) * label).astype(np.int32)
+            return semantic, np.where(void, 0, array) if len(values) > 1 else None, volume.geometry
+        return array, None, volume.geometry
+    volume = read_label(path, allowed=allowed, ignore=ignore, mapping=mapping, affine=reading.affine, case=case)
+    return volume.array[0], None, volume.geometry
+
+
+def _same(one: Geometry, two: Geometry) -> bool:
+    return one.unit != two.unit or np.allclose(one.affine, two.affine, atol=0.5 * min(two.spacing))
+
+
+def _resample(array: np.ndarray, own: Geometry, target: Geometry) -> np.ndarray:
+    from scipy import ndimage
+
+    if own.kind == "picture":  # pictures are laid over one another edge to edge
+        scale = np.array(own.shape) / np.array(target.shape)
+        return ndimage.affine_transform(array, scale, (scale - 1) / 2, target.shape, order=0, mode="nearest")
+    way = np.linalg.inv(own.affine) @ target.affine
+    return ndimage.affine_transform(array, way[:3, :3], way[:3, 3], target.shape, order=0, mode="constant", cval=0)
+
+
+def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
+    """Score one case. A missing prediction is scored as an empty one and counts as missed for every label.
+
+    Where the reference does not have a label either, an empty prediction would be perfect; a missing one is not, so it is
+    scored there as the mirror image of a miss: one wrong voxel.
+
+    Raises:
+        MedsegError: a file is refused.
+    """
+    from medseg.metrics import measure_case
+
+    arrays = read_arrays(pair, reading, instances=scoring.instances)
+    probabilities = read_probabilities(pair) if pair.probabilities else None
+    missing = arrays.prediction is None
+    prediction = _worst(arrays.reference, reading) if arrays.prediction is None else arrays.prediction
+    unit = scoring.unit or arrays.geometry.unit
+    labels = {0: "background", **reading.labels}
+    result = measure_case(
+        prediction, arrays.reference, labels=labels, metrics=scoring.metrics, spacing=arrays.geometry.spacing, case=pair.case,
+        unit=unit, fov=arrays.fov, ignore=reading.ignore, probabilities=probabilities, regions=scoring.regions,
+        instances=arrays.instances, skip=scoring.skip or missing,
+    )  # fmt: skip
+    rows = [
+        ScoreRow(
+            pair.case,
+            s.label,
+            s.metric,
+            s.value,
+            "" if s.unit == "1" else s.unit,
+            "missed" if missing else s.status,
+            s.definition,
+        )
+        for s in result.scores
+    ]
+    counts = {} if probabilities is None else calibration_counts(probabilities, arrays.reference, reading, arrays.fov)
+    return CaseScores(
+        pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores}, _volumes(arrays, reading, unit), counts,
+        arrays.reference.ndim, unit,
+    )  # fmt: skip
+
+
+def _worst(reference: np.ndarray, reading: Reading) -> np.ndarray:
+    prediction = np.zeros(reference.shape, np.int32)
+    present = set(np.unique(reference).tolist())
+    free = np.flatnonzero(reference.reshape(-1) == 0)
+    for place, label in zip(free, (label for label in reading.labels if label not in present), strict=False):
+        prediction.reshape(-1)[place] = label  # a view: `prediction` is made in C order
+    return prediction
+
+
+def _volumes(arrays: Arrays, reading: Reading, unit: str) -> dict[str, tuple[float, float, str]]:
+    dims = arrays.reference.ndim
+    size = float(np.prod(arrays.geometry.spacing)) if unit == "mm" else 1.0
+    size, name = (
+        (size / 1000, "mL")
+        if dims == 3 and unit == "mm"
+        else (size, "mm²" if unit == "mm" else "px" if dims == 2 else "voxel")
+    )
+    valid = None if arrays.fov is None else arrays.fov != 0
+    volumes = {}
+    for index, label in reading.labels.items():
+        masks = [np.zeros((), bool) if a is None else a == index for a in (arrays.prediction, arrays.reference)]
+        counted = [np.count_nonzero(m if valid is None else m & valid) * size for m in masks]
+        volumes[label] = (counted[0], counted[1], name)
+    return volumes
+
+
+def calibration_counts(
+    probabilities: np.ndarray, reference: np.ndarray, reading: Reading, fov: np.ndarray | None
+) -> dict[int, np.ndarray]:
+    """Per label: for each of ten bins of probability the voxels, the sum of their probabilities, and how many are right.
+
+    Voxels with a probability below 0.001 are left out: they are the background far away, and would hide all others.
+    """
+    valid = np.ones(reference.shape, bool) if fov is None else np.asarray(fov) != 0
+    if reading.ignore is not None:
+        valid &= reference != reading.ignore
+    counts = {}
+    for index in reading.labels:
+        row = index if len(probabilities) > index else 0 if len(probabilities) == 1 else None
+        if row is None:
+            continue
+        p = np.asarray(probabilities[row], np.float32)
+        keep = valid & (p >= 0.001)
+        p, right = p[keep], reference[keep] == index
+        place = np.minimum((p * BINS).astype(np.intp), BINS - 1)
+        counts[index] = np.stack([np.bincount(place, w, BINS) for w in (None, p, right)]).astype(np.float64)
+    return counts
+
+
+def label_values(path: Any, reading: Reading) -> list[int]:
+    """The values other than 0 that occur in a label image."""
+    array = read_label(path, mapping=None, affine=reading.affine).array
+    return [int(v) for v in np.unique(array) if v]
+
+
+def count_workers(workers: int | None, cases: int) -> int:
+    """Processes to use: as many as cores, but not more than cases.
+
+    Raises:
+        UsageError: less than one was asked for.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError("at least one process is needed", field="workers", expected="1 or more", found=workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers or cores, cases))
+
+
+def map_cases(
+    work: Callable[[Any], Any], items: Sequence[Any], *, workers: int, progress: bool, title: str
+) -> list[Any]:
+    """`work` of every item, in order, in `workers` processes; all problems are collected before any is raised.
+
+    Raises:
+        MedsegError: of one or several items.
+        ResourceError: a process was killed (mostly: no memory left).
+    """
+    results: list[Any] = [None] * len(items)
+    problems: list[MedsegError] = []
+
+    def take(number: int, call: Callable[[], Any]) -> None:
+        try:
+            results[number] = call()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "a scoring process was killed", code="E510", case=getattr(items[number], "case", None),
+                expected="enough memory for one case in each process; in scripts, `if __name__ == \"__main__\":` around the call",
+                fix="use fewer processes (--workers 1)",
+            ) from error  # fmt: skip
+        except MedsegError as error:
+            problems.extend(error.problems)
+
+    with _bar(title, len(items), progress) as tick:
+        if workers == 1:
+            for number, item in enumerate(items):
+                take(number, partial(work, item))
+                tick()
+        else:
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+                waiting: dict[Future[Any], int] = {pool.submit(work, item): number for number, item in enumerate(items)}
+                try:
+                    while waiting:
+                        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                            take(waiting.pop(future), future.result)
+                            tick()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    if problems:
+        raise collect(problems)
+    return results
+
+
+def _one_thread() -> None:
+    # the processes share the cores: a thread pool in each would only make them wait for one another
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
+def read_probabilities(pair: Pair) -> np.ndarray:
+    """The probabilities that `predict --save-probabilities` stored: (K, *spatial) float32.
+
+    Raises:
+        FormatError: they cannot be read.
+    """
+    import zarr
+
+    from medseg.errors import FormatError
+
+    try:
+        stored = zarr.open(str(pair.probabilities), mode="r")
+        return np.asarray(stored[...], np.float32)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            "stored probabilities cannot be read", case=pair.case, file=pair.probabilities, found=error
+        ) from error

@@ -1,0 +1,112 @@
+"""Which cases the report shows, their pictures, and the calibration of stored probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import MedsegError
+from medseg.evaluation_pairs import Pair, Reading
+from medseg.evaluation_scoring import CaseScores, read_arrays
+from medseg.tables import POOLED, ScoreRow, main_metric
+from medseg.views import make_view, remove_views, write_view
+from medseg.volumes import read_image
+
+__all__ = ["calibration_entries", "choose_cases", "write_views"]
+
+
+def choose_cases(rows: Sequence[ScoreRow], better: Mapping[str, str]) -> tuple[list[tuple[str, str, float]], str]:
+    """The best, the median and the three worst cases by the mean over labels of the main score, and that score's name.
+
+    Returns:
+        [(case, role, value)], best first; fewer when there are fewer cases, none twice.
+    """
+    rows = [row for row in rows if row.case != POOLED]
+    metric = main_metric(row.metric for row in rows)
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.metric == metric:
+            values.setdefault(row.case, []).append(row.value)
+    sign = 1 if better.get(metric or "") == "lower" else -1
+    ranked = sorted(values, key=lambda case: (sign * fmean(values[case]), case))
+    places = [(0, "best"), ((len(ranked) - 1) // 2, "median")] + [(len(ranked) - n, "worst") for n in (3, 2, 1)]
+    if len(ranked) < 5:
+        places = [(0, "best")] + [
+            (n, "worst" if n == len(ranked) - 1 else "median" if n == 1 else "worst") for n in range(1, len(ranked))
+        ]
+    shown = [(ranked[n], role, fmean(values[ranked[n]])) for n, role in places if n < len(ranked)]
+    return shown, metric or ""
+
+
+def write_views(
+    folder: Path,
+    chosen: Sequence[tuple[str, str, float]],
+    metric: str,
+    pairs: Sequence[Pair],
+    reading: Reading,
+    instances: bool,
+) -> list[dict[str, Any]]:
+    """Write the pictures of the chosen cases; returns what summary.json says about them."""
+    remove_views(folder)
+    by_case = {pair.case: pair for pair in pairs}
+    entries = []
+    for number, (case, role, value) in enumerate(chosen):
+        pair = by_case[case]
+        arrays = read_arrays(pair, reading, instances=instances)
+        own, objects = arrays.instances
+        prediction = np.zeros_like(arrays.reference) if arrays.prediction is None else arrays.prediction
+        reference = (
+            np.where(arrays.reference == reading.ignore, 0, arrays.reference)
+            if reading.ignore is not None
+            else arrays.reference
+        )
+        geometry = arrays.geometry
+        view = make_view(
+            case, prediction=prediction if own is None else own, reference=reference if objects is None else objects,
+            image=_image(pair, reading, reference.shape), affine=geometry.affine if geometry.kind == "volume" else None,
+            spacing=geometry.spacing, unit=geometry.unit, role=role, score=value, metric=metric,
+        )  # fmt: skip
+        write_view(folder, view, number)
+        entries.append({"case": case, "role": role, "metric": metric, "value": value})
+    return entries
+
+
+def _image(pair: Pair, reading: Reading, shape: tuple[int, ...]) -> np.ndarray | None:
+    # a picture without its image still shows the outlines: an image that cannot be read is not worth losing the scores
+    if not pair.images:
+        return None
+    try:
+        spec = reading.spec
+        if spec is None:
+            array = read_image(pair.images[0], case=pair.case).array
+        else:
+            channels = spec.in_channels if len(pair.images) == 1 else 1
+            colour = "rgb" if spec.colour in ("rgb", "grey", "luma") and spec.dims == 2 else None
+            array = read_image(
+                pair.images[0], channels=None if colour else channels, colour=colour, nan=spec.nan, affine=spec.affine
+            ).array
+    except MedsegError:
+        return None
+    return array if array.shape[1:] == shape else None
+
+
+def calibration_entries(results: Sequence[CaseScores], labels: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Reliability of the probabilities, per label, over all cases: bins and the expected calibration error."""
+    entries = []
+    for index, label in labels.items():
+        counts = [r.calibration[index] for r in results if index in r.calibration]
+        if not counts:
+            continue
+        voxels, total, right = np.sum(counts, axis=0)
+        if not voxels.sum():
+            continue
+        bins = [
+            {"probability": float(t / v) if v else 0.0, "frequency": float(r / v) if v else 0.0, "count": int(v)}
+            for v, t, r in zip(voxels, total, right, strict=True)
+        ]
+        entries.append({"label": label, "error": float(np.abs(total - right).sum() / voxels.sum()), "bins": bins})
+    return entries

@@ -1,0 +1,406 @@
+"""Evaluation: pairs, grids, honest counting of what is missing, files written, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg.errors import CasesFailed, DataError, GeometryError, LabelError, MedsegError, UsageError
+from medseg.evaluation import evaluate, pool_runs
+from medseg.evaluation_plan import parse_labels
+from medseg.evaluation_scoring import calibration_counts, count_workers
+from medseg.evaluation_pairs import Reading
+from medseg.evaluation_views import choose_cases
+from medseg.tables import (
+    POOLED,
+    ScoreRow,
+    latex_table,
+    main_metric,
+    markdown_table,
+    read_cases,
+    read_summary,
+    summarise_rows,
+    write_cases,
+)
+
+AFFINE = np.diag([-1.0, -1.0, 2.5, 1.0])
+
+
+def save(path, array, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.Nifti1Image(np.asarray(array, np.uint8), affine).to_filename(path)
+
+
+def cube(shape=(20, 18, 12), at=4, size=6, value=1):
+    array = np.zeros(shape, np.uint8)
+    array[at : at + size, at : at + size, 3:9] = value
+    return array
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Six cases: four perfect, one shifted by two voxels, one without prediction; one stray prediction."""
+    for number in range(6):
+        save(tmp_path / "ref" / f"case_{number}.nii.gz", cube())
+        if number < 4:
+            save(tmp_path / "pred" / f"case_{number}.nii.gz", cube())
+    save(tmp_path / "pred" / "case_4.nii.gz", cube(at=6))
+    save(tmp_path / "pred" / "stray.nii.gz", cube())
+    return tmp_path
+
+
+def mean_of(result, metric, label="liver"):
+    return next(s for s in result.summary["scores"] if s["metric"] == metric and s["label"] == label)
+
+
+def test_values_and_counts(folders):
+    result = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, output=folders / "out")
+    dice = {row.case: row.value for row in result.rows if row.metric == "Dice"}
+    # 6x6x6 cubes; a shift by 2 along two axes shares 4 of 6 along both: 2 * 96 / 432
+    assert dice == {**{f"case_{n}": 1.0 for n in range(4)}, "case_4": pytest.approx(4 / 9), "case_5": 0.0}
+    distance = {row.case: row for row in result.rows if row.metric == "HD95"}
+    assert distance["case_5"].value == pytest.approx(math.hypot(20, 18, 12 * 2.5))
+    assert (distance["case_5"].status, distance["case_5"].unit) == ("missed", "mm")
+    entry = mean_of(result, "Dice")
+    assert entry["mean"] == pytest.approx((4 + 4 / 9) / 6)
+    assert (entry["n"], entry["missed"], entry["scored"], entry["better"]) == (6, 1, 5, "higher")
+    assert entry["low"] < entry["mean"] < entry["high"] <= 1
+    assert (result.missing, result.extra, result.exit_code) == (("case_5",), ("stray",), 4)
+
+
+def test_files_written_can_be_read_back(folders):
+    result = evaluate(
+        folders / "pred",
+        folders / "ref",
+        labels={1: "liver"},
+        workers=1,
+        formats=("markdown", "latex"),
+        metrics=["Dice", "HD95"],
+    )
+    assert result.folder == folders / "pred" / "scores"
+    assert tuple(read_cases(result.folder / "cases.csv")) == result.rows
+    with (result.folder / "cases.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["case", "label", "metric", "value", "unit", "status", "definition"]
+    summary = read_summary(result.folder / "summary.json")
+    assert summary["cases"] == {"count": 6, "missing": ["case_5"], "extra": ["stray"], "resampled": []}
+    assert summary["labels"] == {"1": "liver"}
+    assert [view["role"] for view in summary["views"]] == ["best", "median", "worst", "worst", "worst"]
+    assert [view["case"] for view in summary["views"]][-1] == "case_5"
+    assert len(list((result.folder / "views").glob("*.npz"))) == 5
+    assert "| liver | Dice |" in (result.folder / "scores.md").read_text()
+    assert r"\toprule" in (result.folder / "scores.tex").read_text()
+    volume = next(v for v in summary["volumes"] if v["case"] == "case_4")
+    assert volume == {"case": "case_4", "label": "liver", "prediction": 0.54, "reference": 0.54, "unit": "mL"}
+    header, lines = result.table()
+    assert len(lines[0]) == len(header)
+    json.dumps(result.as_dict())
+    # a second evaluation into the same folder takes its pictures away
+    evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, metrics=["Dice"])
+    assert len(list((result.folder / "views").glob("*.npz"))) == 5
+
+
+def test_missed_cases_make_every_mean_worse(tmp_path):
+    for number in range(10):
+        save(tmp_path / "ref" / f"{number}.nii", cube())
+        save(tmp_path / "pred" / f"{number}.nii", cube() if number < 5 else np.zeros((20, 18, 12)))
+        save(tmp_path / "good" / f"{number}.nii", cube())
+    for number in range(5, 10):
+        (tmp_path / "good" / f"{number}.nii").unlink()
+        (tmp_path / "ref2").mkdir(exist_ok=True)
+    for number in range(5):
+        save(tmp_path / "ref2" / f"{number}.nii", cube())
+    with_missed = evaluate(tmp_path / "pred", tmp_path / "ref", labels="1=a", workers=1)
+    absent = evaluate(tmp_path / "good", tmp_path / "ref", labels="1=a", workers=1)
+    without = evaluate(tmp_path / "good", tmp_path / "ref2", labels="1=a", workers=1, output=tmp_path / "o")
+    for entry in without.summary["scores"]:
+        if entry["better"] == "none":
+            continue
+        for other in (with_missed, absent):
+            found = mean_of(other, entry["metric"], "a")
+            worse = found["mean"] < entry["mean"] if entry["better"] == "higher" else found["mean"] > entry["mean"]
+            assert worse, (entry["metric"], found["mean"], entry["mean"])
+            if entry["level"] == "case":
+                assert found["missed"] == 5
+    assert (with_missed.exit_code, absent.exit_code, without.exit_code) == (0, 4, 0)
+
+
+def test_a_missing_prediction_is_never_right_even_where_there_is_nothing(tmp_path):
+    save(tmp_path / "ref" / "a.nii", cube())
+    save(tmp_path / "ref" / "b.nii", np.zeros((20, 18, 12)))
+    save(tmp_path / "pred" / "a.nii", cube())
+    result = evaluate(
+        tmp_path / "pred", tmp_path / "ref", labels="1=x", workers=1, metrics=["Dice", "HD95", "Sensitivity"]
+    )
+    of_b = {row.metric: row for row in result.rows if row.case == "b"}
+    assert of_b["Dice"].value == 0
+    assert of_b["HD95"].value > 30
+    assert {row.status for row in of_b.values()} == {"missed"}
+    # the same case with an empty prediction is perfect
+    save(tmp_path / "pred" / "b.nii", np.zeros((20, 18, 12)))
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", labels="1=x", workers=1, metrics=["Dice"])
+    assert [(r.value, r.status) for r in result.rows if r.case == "b"] == [(1.0, "both_empty")]
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "code"),
+    [
+        (cube((20, 18, 11)), AFFINE, "E320"),
+        (cube(), np.diag([-1.0, -1.0, 2.6, 1.0]), "E325"),
+        (cube(), np.array([[-1.0, 0, 0, 9], [0, -1, 0, 0], [0, 0, 2.5, 0], [0, 0, 0, 1]]), "E326"),
+        (cube(), np.diag([1.0, -1.0, 2.5, 1.0]), "E327"),
+    ],
+)
+def test_another_grid_is_refused_with_both_geometries(folders, array, affine, code):
+    save(folders / "pred" / "case_1.nii.gz", array, affine)
+    with pytest.raises(GeometryError) as caught:
+        evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1)
+    error = caught.value
+    assert (error.code, error.case, error.exit_code) == (code, "case_1", 3)
+    assert "20 x 18 x 12 voxels of 1 x 1 x 2.5 mm" in error.expected
+    assert "voxels of" in error.found
+    assert "--resample" in error.fix
+    assert not (folders / "pred" / "scores" / "cases.csv").exists()
+
+
+def test_resampling_is_the_explicit_way_out(folders):
+    # the same structure on a grid of half the spacing in plane, flipped on the first axis
+    fine = np.repeat(np.repeat(cube(), 2, axis=0), 2, axis=1)[::-1]
+    affine = np.diag([0.5, -0.5, 2.5, 1.0])
+    affine[:3, 3] = [0.25 - 0.5 * 39, 0.25, 0]
+    save(folders / "pred" / "case_1.nii.gz", fine, affine)
+    result = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, resample=True, metrics=["Dice"])
+    assert next(row.value for row in result.rows if row.case == "case_1") == 1.0
+    assert result.summary["cases"]["resampled"] == ["case_1"]
+
+
+def test_values_that_are_no_labels_and_broken_files_are_all_told(folders):
+    save(folders / "pred" / "case_0.nii.gz", cube(value=7))
+    (folders / "pred" / "case_2.nii.gz").write_bytes((folders / "pred" / "case_3.nii.gz").read_bytes()[:-9])
+    with pytest.raises(MedsegError) as caught:
+        evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1)
+    assert caught.value.exit_code == 3
+    assert {problem.case for problem in caught.value.problems} == {"case_0", "case_2"}
+    assert any(isinstance(problem, LabelError) and "216" in str(problem) for problem in caught.value.problems)
+    assert not isinstance(caught.value, CasesFailed)
+
+
+def test_labels_are_found_in_the_references_alone(folders):
+    result = evaluate(folders / "pred", folders / "ref", workers=1, metrics=["Dice"])
+    assert result.summary["labels"] == {"1": "label 1"}
+    save(folders / "pred" / "case_0.nii.gz", cube(value=2))
+    with pytest.raises(LabelError):
+        evaluate(folders / "pred", folders / "ref", workers=1)
+
+
+def test_black_and_white_masks(tmp_path):
+    for folder, value in (("ref", 255), ("pred", 1)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray((cube((20, 18, 12))[:, :, 4] * value).astype(np.uint8)).save(tmp_path / folder / "a.png")
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", workers=1)
+    assert next(row for row in result.rows if row.metric == "Dice").value == 1.0
+    assert next(row for row in result.rows if row.metric == "HD95").unit == "px"
+    assert "255 was taken as label 1" in result.summary["notes"][0]
+
+
+def test_objects_by_number(tmp_path):
+    reference = np.zeros((20, 30), np.uint16)
+    reference[2:8, 2:8], reference[2:8, 8:14], reference[12:18, 4:10] = 1, 2, 3  # two of them touch
+    prediction = np.where(reference == 3, 0, reference).astype(np.uint16)
+    for folder, array in (("ref", reference), ("pred", prediction)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / "a.png")
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", workers=1, metrics=["AP50", "CountError", "Dice"])
+    assert {row.metric: row.value for row in result.rows} == {
+        "AP50": pytest.approx(2 / 3),
+        "CountError": 1.0,
+        "Dice": pytest.approx(0.8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        ({"predictions": "absent"}, DataError, "no such folder"),
+        ({"predictions": "empty"}, DataError, "holds no images"),
+        ({"predictions": "other"}, DataError, "no prediction has the name"),
+        ({"reference": "nothing_known"}, UsageError, "unknown data set"),
+        ({"reference": "./absent"}, DataError, "no such folder of references"),
+        ({"metrics": ["Dize"]}, UsageError, "no score named Dize"),
+        ({"metrics": ["AUC"]}, UsageError, "probabilities"),
+        ({"formats": ["word"]}, UsageError, "unknown format"),
+        ({"labels": "liver"}, UsageError, "cannot be read"),
+        ({"labels": {0: "background"}}, UsageError, "above 0"),
+        ({"workers": 0}, UsageError, "at least one"),
+        ({"protocol": "imaginary"}, UsageError, "unknown protocol"),
+        ({"reference": None}, UsageError, "no run"),
+    ],
+)
+def test_wrong_arguments(folders, monkeypatch, arguments, kind, said):
+    (folders / "empty").mkdir()
+    save(folders / "other" / "x.nii", cube())
+    monkeypatch.chdir(folders)
+    given = {"predictions": "pred", "reference": "ref", "labels": "1=liver", "workers": 1, **arguments}
+    with pytest.raises(kind, match=said):
+        evaluate(**given)
+
+
+def test_two_processes_give_the_same_rows_and_collect_problems(folders):
+    one = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, metrics=["Dice"])
+    two = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=2, metrics=["Dice"], progress=True)
+    assert one.rows == two.rows
+    save(folders / "pred" / "case_0.nii.gz", cube(value=7))
+    save(folders / "pred" / "case_3.nii.gz", cube(value=8))
+    with pytest.raises(MedsegError) as caught:
+        evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=2, metrics=["Dice"])
+    assert len(caught.value.problems) == 2
+
+
+def test_a_data_set_by_name(tmp_path):
+    (tmp_path / "datasets.yaml").write_text(
+        "mine:\n  title: Mine\n  modality: CT\n  dims: 3\n  channels: [ct]\n  unit: mm\n  labels: {0: background, 1: organ}\n"
+        "  encoding: {255: 1}\n  split: {unit: patient, group: '^(p.)'}\n"
+        "  files: {training: {image: 'im/{id}_img.nii.gz', label: 'la/{id}.nii.gz'}}\n"
+    )
+    for case in ("p1_a", "p1_b", "p2_a"):
+        save(tmp_path / "im" / f"{case}_img.nii.gz", cube() * 3 + 1)
+        save(tmp_path / "la" / f"{case}.nii.gz", cube(value=255))
+        save(tmp_path / "pred" / f"{case}_img.nii.gz", cube())
+    result = evaluate(tmp_path / "pred", "mine", data=tmp_path, part="training", workers=1, metrics=["Dice"])
+    assert [row.value for row in result.rows] == [1, 1, 1]
+    assert result.summary["groups"] == {"p1_a": "p1", "p1_b": "p1", "p2_a": "p2"}
+    assert mean_of(result, "Dice", "organ")["patients"] == 2
+    assert result.summary["bootstrap"]["by"] == "patients"
+
+
+def test_folds_are_put_together_once(folders):
+    for fold in (0, 1):
+        for kind in ("ref", "pred"):
+            save(folders / f"{kind}{fold}" / f"f{fold}.nii.gz", cube(at=4 + fold * (kind == "pred")))
+        evaluate(
+            folders / f"pred{fold}",
+            folders / f"ref{fold}",
+            labels="1=x",
+            workers=1,
+            output=folders / "runs" / f"r{fold}" / "validation",
+            metrics=["Dice"],
+        )
+    runs = [folders / "runs" / "r0", folders / "runs" / "r1"]
+    result = pool_runs(runs)
+    assert result.folder == folders / "runs" / "cross_validation"
+    assert mean_of(result, "Dice", "x")["n"] == 2
+    assert mean_of(result, "Dice", "x")["better"] == "higher"
+    with pytest.raises(UsageError, match="in two runs"):
+        pool_runs([runs[0], runs[0]])
+    with pytest.raises(UsageError, match="no runs"):
+        pool_runs([])
+    with pytest.raises(DataError):
+        pool_runs([folders / "absent"])
+
+
+def test_cells_that_a_spreadsheet_would_run_are_quoted_and_come_back(tmp_path):
+    names = [
+        "=1+1",
+        "+x",
+        "-x",
+        "@x",
+        "\tx",
+        "'=x",
+        "a,b",
+        'quo"te',
+        "new\nline",
+        "<script>",
+        "日本",
+        "'plain",
+        "%d {x}",
+    ]
+    rows = [ScoreRow(name, name, "Dice", -0.1234567890123456, "", "scored", name) for name in names]
+    write_cases(tmp_path / "cases.csv", rows)
+    assert read_cases(tmp_path / "cases.csv") == rows
+    for cells in csv.reader((tmp_path / "cases.csv").open(newline="", encoding="utf-8")):
+        for column, cell in enumerate(cells):
+            assert column == 3 or not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("case,label\n1,2\n", "lacks columns"),
+        ("", "lacks columns"),
+        ("case,label,metric,value,unit,status,definition\na,b,c,x,,scored,d\n", "line"),
+        ("case,label,metric,value,unit,status,definition\na,b,c,nan,,scored,d\n", "line"),
+        ("case,label,metric,value,unit,status,definition\na,b,c,1,,guessed,d\n", "line"),
+        ("case,label,metric,value,unit,status,definition\na,b\n", "line"),
+    ],
+)
+def test_broken_tables_are_refused(tmp_path, text, said):
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_cases(tmp_path / "cases.csv")
+
+
+def test_tables_in_markdown_and_latex_escape_names():
+    rows = [ScoreRow(f"c{n}", "a_b|<&%", "Dice", v, "", "scored", "d") for n, v in enumerate((0.5, 0.7, 0.9))]
+    rows.append(ScoreRow(POOLED, "a_b|<&%", "PooledDice", 0.75, "", "scored", "d"))
+    scores = summarise_rows(rows, better={})
+    assert scores[0]["mean"] == pytest.approx(0.7)
+    assert scores[0]["sd"] == pytest.approx(0.2)
+    assert (scores[0]["q1"], scores[0]["median"], scores[0]["q3"]) == pytest.approx((0.6, 0.7, 0.8))
+    assert scores[1] == {"label": "a_b|<&%", "metric": "PooledDice", "unit": "", "better": "higher", "definition": "d", "level": "pooled",
+                         "n": 1, "mean": 0.75, "status": "scored"}  # fmt: skip
+    assert r"a\_b\|\<&%" in markdown_table(scores)
+    assert r"a\_b|\textless{}\&\%" in latex_table(scores)
+    assert "0.700" in latex_table(scores)
+    one = summarise_rows(rows[:1], better={})[0]
+    assert (one["low"], one["sd"]) == (None, None)
+
+
+def test_cases_to_show():
+    def rows(values):
+        return [ScoreRow(f"c{n}", "x", "Dice", v, "", "scored", "") for n, v in enumerate(values)]
+
+    chosen, metric = choose_cases(rows([0.1, 0.9, 0.5, 0.7, 0.3, 0.2, 0.8]), {"Dice": "higher"})
+    assert metric == "Dice"
+    assert [(case, role) for case, role, _ in chosen] == [
+        ("c1", "best"),
+        ("c2", "median"),
+        ("c4", "worst"),
+        ("c5", "worst"),
+        ("c0", "worst"),
+    ]
+    assert [role for _, role, _ in choose_cases(rows([0.1, 0.9]), {})[0]] == ["best", "worst"]
+    assert [role for _, role, _ in choose_cases(rows([0.1]), {})[0]] == ["best"]
+    assert [role for _, role, _ in choose_cases(rows([0.1, 0.2, 0.3, 0.4]), {})[0]] == [
+        "best",
+        "median",
+        "worst",
+        "worst",
+    ]
+    assert choose_cases([], {}) == ([], "")
+    assert main_metric(["HD95", "IoU"]) == "IoU"
+    assert main_metric(["HD95"]) == "HD95"
+    assert main_metric([]) is None
+
+
+def test_calibration_counts_are_those_of_the_bins():
+    probability = np.array([[0.05, 0.05, 0.95, 0.95], [0.0, 0.55, 1.0, 0.55]], np.float32)
+    reference = np.array([[0, 1, 1, 1], [0, 0, 1, 255]])
+    counts = calibration_counts(
+        np.stack([1 - probability, probability]), reference, Reading({1: "x"}, ignore=255), None
+    )[1]
+    assert counts[0].tolist() == [2, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+    assert counts[2].tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 3]
+    assert counts[1][9] == pytest.approx(2.9)
+
+
+def test_label_texts():
+    assert parse_labels("1=liver,2=tu=mour") == {1: "liver", 2: "tu=mour"}
+    for wrong in ("", "1", "a=b", "1=a,1=b", "1=a,2=a", "0=back"):
+        with pytest.raises(UsageError):
+            parse_labels(wrong)
+    assert count_workers(8, 3) == 3
