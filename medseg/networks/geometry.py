@@ -64,7 +64,7 @@ class Interpolation:
         if not self.linear or self.factor == 1:
             return low // self.factor, high // self.factor
         # output o lies at (o + 1/2) / factor - 1/2 of the input, between two samples
-        return (2 * low + 1 - self.factor) // (2 * self.factor), (2 * high + 1 - self.factor) // (2 * self.factor) + 1
+        return (2 * low + 1 - self.factor) // (2 * self.factor), -((self.factor - 1 - 2 * high) // (2 * self.factor))
 
     def size(self, size: int) -> int:
         return size * self.factor
