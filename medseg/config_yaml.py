@@ -100,7 +100,9 @@ def parse_yaml(text: str, *, source: str = "<text>") -> Document:
     {'lr': 0.001}
     >>> parse_yaml("a: 1\\na: 2", source="x.yaml")
     Traceback (most recent call last):
-    medseg.errors.ConfigError: the key `a` is written twice
+    medseg.errors.ConfigError: E111: the key `a` is written twice
+      field: a
+      file: x.yaml:2:1
     """
     reader = _Reader(source)
     try:

@@ -1,0 +1,261 @@
+"""`medseg data add`: look at a folder of images and labels, and write its entry into the data root's datasets.yaml."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.config import DatasetSpec, dataset_names, entry_of
+from medseg.config_dataset import Layout
+from medseg.config_yaml import write_yaml
+from medseg.data import data_root
+from medseg.data_case import Case
+from medseg.data_folder import read_dataset_json
+from medseg.data_layout import list_cases
+from medseg.data_pattern import match_pattern
+from medseg.data_table import read_table
+from medseg.entry_looking import look_at_images, look_at_labels
+from medseg.entry_pairing import instance_pattern, pair_patterns
+from medseg.errors import ConfigError, UsageError, collect
+from medseg.files import write_text
+from medseg.volumes import natural_key
+
+__all__ = ["AddedDataset", "add_dataset", "describe_files"]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class AddedDataset:
+    """What was written: the file, the entry as plain values, the number of labelled cases, and notes for the user."""
+
+    name: str
+    file: Path
+    cases: int
+    entry: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def add_dataset(
+    name: str,
+    root: str | Path,
+    *,
+    images: str | None = None,
+    labels: str | None = None,
+    instances: str | None = None,
+    folder: str | Path | None = None,
+    csv: str | Path | None = None,
+    group: str | None = None,
+    names: str | Mapping[int, str] | None = None,
+) -> AddedDataset:
+    """Describe a data set after looking at its files, and append the entry to `root`/datasets.yaml.
+
+    Args:
+        name: letters, digits, `_`, `-`; not yet the name of a set.
+        root: the data root, inside which everything has to lie.
+        images, labels: glob patterns below the root, or patterns with `{id}`.
+        instances: instead of `labels`: masks in a folder for each image, one file for each object.
+        folder: instead of patterns: a folder with a Medical Segmentation Decathlon or nnU-Net dataset.json.
+        csv: instead of patterns: a table with the columns image and label, perhaps id, instances, fov, group, split.
+        group: regular expression that finds the patient in a case's id.
+        names: names of the labels, `{1: "liver"}` or `"1=liver,2=tumour"`.
+
+    Raises:
+        UsageError: the name is taken or not allowed, not one way of describing was given, nothing matches, or images
+            and labels cannot be paired. ConfigError: dataset.json, table or expression are wrong. DataError: a file is
+            refused, a label or an image is missing, kinds are mixed. All that were found.
+    """
+    root = data_root(root)
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "not a name for a data set", field="NAME", expected="a letter, then letters, digits, _ or -", found=name
+        )
+    if name in dataset_names(root=root):
+        raise UsageError(
+            "a data set of this name is there already", code="E107", field="NAME", found=name, fix="take another name"
+        )
+    spec, cases, notes = describe_files(
+        name, root, images=images, labels=labels, instances=instances, folder=folder, csv=csv, group=group, names=names
+    )
+    entry = entry_of(spec.to_dict())
+    file = root / "datasets.yaml"
+    before = (
+        file.read_text(encoding="utf-8") if file.exists() else "# Data sets of this folder; see docs/own_data.md.\n"
+    )
+    write_text(file, f"{before.rstrip()}\n\n{write_yaml(entry)}")
+    return AddedDataset(name, file, sum(case.labelled for case in cases), entry[name], tuple(notes))
+
+
+def describe_files(
+    name: str,
+    root: Path,
+    *,
+    images: str | None = None,
+    labels: str | None = None,
+    instances: str | None = None,
+    folder: str | Path | None = None,
+    csv: str | Path | None = None,
+    group: str | None = None,
+    names: str | Mapping[int, str] | None = None,
+) -> tuple[DatasetSpec, list[Case], list[str]]:
+    """The facts of `add_dataset`, the cases, and notes, without writing anything."""
+    told: dict[str, Any] = {}
+    if sum(way is not None for way in (images, folder, csv)) != 1:
+        raise UsageError("give one of --images, --folder, --csv", expected="one", found="several or none")
+    if images is not None:
+        layout = _from_patterns(root, images, labels, instances)
+    elif folder is not None:
+        layout, told = _from_folder(root, folder)
+    else:
+        layout = Layout(csv=_below(root, csv or ""))
+        columns, _ = read_table(root / str(layout.csv))
+        count = sum(re.fullmatch("image_[0-9]+", column) is not None for column in columns)
+        told = {"channels": [f"channel {i}" for i in range(1, count + 1)]} if count > 1 else {}
+    facts: dict[str, Any] = {
+        "name": name, "title": name, "modality": "unknown", "dims": 2, "channels": ["image"], "unit": "px",
+        "labels": {0: "background", 1: "structure"}, "files": [layout.model_dump(exclude_none=True)], **told,
+    }  # fmt: skip
+    if group is not None:
+        facts["split"] = {"unit": "patient", "group": group}
+    cases, problems = list_cases(DatasetSpec.from_dict(facts), root)
+    if problems:
+        raise collect(problems)
+    labelled = [case for case in cases if case.labelled]
+    if not labelled:
+        raise UsageError(
+            "no labelled case found", code="E103", file=root, expected="at least 1", found=f"{len(cases)} images"
+        )
+    seen = look_at_images(cases)
+    known = look_at_labels(labelled, seen.dims)
+    if known.instances and layout.training is not None and layout.training.label is not None:
+        files = layout.training.model_dump(exclude_none=True)
+        facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]
+    facts |= {"dims": seen.dims, "unit": "px" if seen.dims == 2 else "mm", "colour": seen.colour}
+    facts["channels"] = told.get("channels") or _channel_names(seen.channels, seen.colour)
+    facts["labels"] = _named(told.get("labels") or known.labels, names)
+    for key in ("encoding", "colours", "ignore"):
+        if facts.get(key) is None and (value := getattr(known, key)) is not None:
+            facts[key] = value
+    spec = DatasetSpec.from_dict({key: value for key, value in facts.items() if value is not None})
+    groups = {case.group for case in labelled}
+    notes = [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
+    if group is not None:
+        notes.append(f"{len(labelled)} cases in {len(groups)} groups that stay together in every split")
+    else:
+        notes.append("each image is a case of its own; if several come from one patient, say so with --group")
+    return spec, cases, notes
+
+
+def _from_patterns(root: Path, images: str, labels: str | None, instances: str | None) -> Layout:
+    if (labels is None) == (instances is None):
+        raise UsageError("give --labels or --instances with --images", expected="one of the two", found="both or none")
+    image_files = _expand(root, images, "--images")
+    other_files = _expand(root, labels or instances or "", "--labels" if labels else "--instances")
+    if labels is not None:
+        image, other = pair_patterns(image_files, other_files)
+        files = {"image": image, "label": other}
+    else:
+        image, other = instance_pattern(image_files, other_files)
+        files = {"image": image, "instances": other}
+    matched = {path.relative_to(root).as_posix() for _, path in match_pattern(image, root)}
+    if extra := sorted(matched - set(image_files), key=natural_key):
+        fix = "put images and labels into folders of their own, or give a table with --csv"
+        message = "images cannot be told from other files by their names"
+        raise UsageError(message, code="E106", field="--images", expected=image, found=", ".join(extra[:5]), fix=fix)
+    return Layout.model_validate({"training": files})
+
+
+def _expand(root: Path, pattern: str, option: str) -> list[str]:
+    """Files of a pattern, as paths below the root; the pattern is below the root, or a path that leads into it."""
+    plain = re.sub(r"\{\w+\}", "*", pattern)
+    found = glob.glob(plain, root_dir=root, recursive=True) if not Path(plain).is_absolute() else []
+    if not found:
+        base = root.resolve()
+        paths = [Path(text).resolve() for text in glob.glob(plain, recursive=True)]
+        outside = [path for path in paths if not path.is_relative_to(base)]
+        if outside:
+            fix = "give the folder that holds images and labels with --data"
+            raise UsageError(
+                "files lie outside the data folder", code="E104", field=option, file=outside[0], expected=base, fix=fix
+            )
+        found = [path.relative_to(base).as_posix() for path in paths]
+    if not found:
+        fix = "quote the pattern so that the shell leaves it alone: 'images/*.png'"
+        raise UsageError("no file matches", code="E103", field=option, file=root, found=pattern, fix=fix)
+    return sorted((Path(text).as_posix() for text in found), key=natural_key)
+
+
+def _from_folder(root: Path, folder: str | Path) -> tuple[Layout, dict[str, Any]]:
+    place = _below(root, folder)
+    table, problems = read_dataset_json(root / place / "dataset.json", ("labels",))
+    if problems:
+        raise collect(problems)
+    file = root / place / "dataset.json"
+    channels = table.get("channel_names") or table.get("modality") or {"0": "image"}
+    told = {"channels": _values(channels, file, "channel_names"), **_labels(table["labels"], file)}
+    told["modality"] = ", ".join(told["channels"])
+    told["title"] = str(table.get("name") or table.get("description") or place)
+    if "channel_names" in table and "file_ending" in table:
+        return Layout(nnunet=place), told
+    ending = ".nii.gz"
+    if any((root / place / "imagesTr").glob(f"*_0000{ending}")):  # nnU-Net version 1: MSD's json, nnU-Net's file names
+        images = [f"{place}/imagesTr/{{id}}_{i:04d}{ending}" for i in range(len(told["channels"]))]
+        return Layout.model_validate({"training": {"image": images, "label": f"{place}/labelsTr/{{id}}{ending}"}}), told
+    return Layout(msd=place), told
+
+
+def _labels(table: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(table, dict) or not table:
+        raise ConfigError("labels are not told", code="E119", field="labels", file=file, found=table)
+    result: dict[int, str] = {}
+    ignore = None
+    for key, value in table.items():  # {"0": "background"} (MSD) or {"background": 0} (nnU-Net)
+        index, text = (key, value) if str(key).isdecimal() else (value, key)
+        if not isinstance(index, int | str) or not str(index).isdecimal():
+            fix = "regions of several labels are not supported: give one index for each label"
+            raise ConfigError(
+                "a label without an index", code="E119", field=f"labels.{key}", file=file, found=value, fix=fix
+            )
+        if text == "ignore":
+            ignore = int(index)
+        else:
+            result[int(index)] = str(text)
+    return {"labels": result, "ignore": ignore}
+
+
+def _values(table: Any, file: Path, field: str) -> list[str]:
+    if isinstance(table, dict) and all(str(key).isdecimal() for key in table):
+        return [str(table[key]) for key in sorted(table, key=int)]
+    raise ConfigError("channels are not told", code="E119", field=field, file=file, expected='{"0": "CT"}', found=table)
+
+
+def _below(root: Path, path: str | Path) -> str:
+    base = root.resolve()
+    for candidate in (base / path, Path(path).resolve()):
+        if candidate.exists() and candidate.resolve().is_relative_to(base):
+            return candidate.resolve().relative_to(base).as_posix()
+    raise UsageError(
+        "not inside the data folder, or not there", code="E104", file=path, expected=f"a path below {base}"
+    )
+
+
+def _channel_names(count: int, colour: str | None) -> list[str]:
+    if colour == "rgb":
+        return ["red", "green", "blue"]
+    return ["grey" if colour else "image"] if count == 1 else [f"channel {i}" for i in range(1, count + 1)]
+
+
+def _named(labels: Mapping[int, str], names: str | Mapping[int, str] | None) -> dict[int, str]:
+    if isinstance(names, str):
+        pairs = [part.partition("=") for part in names.split(",")]
+        if not all(key.strip().isdecimal() and text.strip() for key, _, text in pairs):
+            raise UsageError("not names of labels", field="--names", expected="1=liver,2=tumour", found=names)
+        names = {int(key): text.strip() for key, _, text in pairs}
+    if unknown := sorted(set(names or {}) - set(labels)):
+        expected = ", ".join(map(str, labels))
+        raise UsageError("names of labels that do not occur", field="--names", expected=expected, found=unknown)
+    return {**labels, **(names or {})}

@@ -1,0 +1,214 @@
+"""What the files of a new data set are: dimensions, channels, colour, label values, spacing, intensities."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medseg.data_case import Case
+from medseg.errors import DataError, LabelError, MedsegError, collect
+from medseg.files import full_suffix
+from medseg.volumes import read_geometry, read_image, read_label
+
+__all__ = ["ImageFacts", "LabelFacts", "look_at_images", "look_at_labels"]
+
+_LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
+_IMAGES_READ = 12  # images read whole to learn colours and intensities
+_CLASSES = 64  # more values than this are objects with numbers, not classes
+
+
+@dataclass
+class ImageFacts:
+    """Dimensions, channels and whether pictures are grey or coloured; `notes` are sentences for the user."""
+
+    dims: int
+    channels: int
+    colour: str | None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LabelFacts:
+    """How stored values become label indices: at most one of `encoding`, `colours` and `instances` says something."""
+
+    labels: dict[int, str]
+    encoding: dict[int, int] | None = None
+    colours: dict[int, list[int]] | None = None
+    ignore: int | None = None
+    instances: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def look_at_images(cases: Sequence[Case]) -> ImageFacts:
+    """Read the headers of all images and some images whole.
+
+    Raises:
+        DataError: an image is refused; dimensions, channels or depths are mixed, with counts.
+    """
+    problems: list[MedsegError] = []
+    seen = []
+    for case in cases:
+        try:
+            geometry, bands, dtype = read_geometry(case.images[0])
+        except MedsegError as error:
+            problems += error.problems
+            continue
+        seen.append((case, geometry, bands, np.dtype(dtype)))
+    if problems:
+        raise collect(problems)
+    dims = _one(Counter(len(geometry.shape) for _, geometry, _, _ in seen), "dimensions", "E310")
+    pictures = dims == 2
+    if pictures:
+        _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E315")
+    facts = ImageFacts(dims, 1, None)
+    some = [case for case, *_ in _spread(seen, _IMAGES_READ)]
+    if pictures:
+        facts.colour = _colour(seen, some, facts.notes)
+        facts.channels = 3 if facts.colour == "rgb" else 1
+    else:
+        facts.channels = _one(Counter(bands for *_, bands, _ in seen), "channels", "E310")
+    if (files := len(cases[0].images)) > 1:
+        facts.channels, facts.colour = files, None
+    facts.notes += _describe(seen, some, facts)
+    return facts
+
+
+def look_at_labels(cases: Sequence[Case], dims: int) -> LabelFacts:
+    """Read label files and decide what their values mean.
+
+    0 and one other value is background and one structure; 0, 1, 2 ... are classes; 255 beside classes is void; up to 64
+    other values become classes in their order; more are single objects with numbers. Colours become classes in the
+    order of their frequency, black (or the most frequent) first.
+
+    Raises:
+        DataError: a label is refused, or holds what compression left of it (JPEG).
+    """
+    if cases[0].label is None:
+        return LabelFacts({0: "background", 1: "object"}, instances=True)
+    chosen = _spread([case for case in cases if case.label is not None], _LABELS_READ)
+    values: Counter[int] = Counter()
+    colours: Counter[tuple[int, ...]] = Counter()
+    largest = 0
+    problems: list[MedsegError] = []
+    for case in chosen:
+        assert case.label is not None
+        try:
+            volume = read_label(case.label, dims=dims, case=case.id)
+        except LabelError as error:
+            if error.code != "E334":
+                problems += error.problems
+                continue
+            pixels = read_image(case.label, dims=dims, colour="rgb", case=case.id).array.reshape(3, -1)
+            found, counts = np.unique(pixels, axis=1, return_counts=True)
+            colours.update({tuple(map(int, c)): int(n) for c, n in zip(found.T, counts, strict=True)})
+            continue
+        except MedsegError as error:
+            problems += error.problems
+            continue
+        found, counts = np.unique(volume.array, return_counts=True)
+        largest = max(largest, len(found))
+        values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
+    if problems:
+        raise collect(problems)
+    lossy = full_suffix(chosen[0].label or "") in (".jpg", ".jpeg") and (len(values) > 2 or len(colours) > 2)
+    if lossy or (colours and (values or len(colours) > _CLASSES)):
+        kind = "JPEG blurs label values" if lossy else "labels are partly colours, or have too many of them"
+        found = f"{len(values)} values, {len(colours)} colours"
+        fix = "save the labels as PNG or TIFF with one value for each class"
+        raise LabelError(kind, code="E334", file=chosen[0].label, expected="a few values", found=found, fix=fix)
+    facts = _from_colours(colours) if colours else _from_values(values)
+    if len(chosen) < len(cases):
+        facts.notes.append(f"label values are those of {len(chosen)} of {len(cases)} cases; `data check` reads all")
+    return facts
+
+
+def _from_values(values: Counter[int]) -> LabelFacts:
+    found = sorted(values)
+    others = [value for value in found if value != 0]
+    if not others:
+        raise LabelError("all labels are empty", code="E335", expected="voxels that are not 0", found=f"values {found}")
+    if len(others) > _CLASSES:
+        note = f"{len(others)} label values: taken as the numbers of single objects"
+        return LabelFacts({0: "background", 1: "object"}, instances=True, notes=[note])
+    facts = LabelFacts({0: "background"})
+    classes = list(others)
+    if len(others) > 2 and others[-1] == 255 and others[:-1] == list(range(1, len(others))):
+        facts.ignore, classes = 255, others[:-1]
+        facts.notes.append("label value 255: taken as void, which counts for nothing")
+    if 0 not in values:
+        facts.notes.append(f"no voxel is 0: label value {found[0]} is taken as background")
+        facts.encoding = {value: index for index, value in enumerate(found)}
+        classes = found[1:]
+    elif classes != list(range(1, len(classes) + 1)):
+        facts.encoding = {value: index for index, value in enumerate(classes, start=1)}
+    if not classes:
+        raise LabelError("the labels have one value alone", code="E335", expected="two values or more", found=found)
+    plain = len(classes) == 1
+    facts.labels |= {i: "structure" if plain else f"label {value}" for i, value in enumerate(classes, start=1)}
+    return facts
+
+
+def _from_colours(colours: Counter[tuple[int, ...]]) -> LabelFacts:
+    order = [colour for colour, _ in colours.most_common()]
+    order.sort(key=lambda colour: colour != (0, 0, 0))  # stable: black is background where it occurs
+    if len(order) < 2:
+        raise LabelError("the labels have one colour alone", code="E335", expected="two colours or more", found=order)
+    names = {i: "background" if i == 0 else "colour " + " ".join(map(str, colour)) for i, colour in enumerate(order)}
+    note = f"labels are colours: {len(order)} of them, {order[0]} is taken as background"
+    return LabelFacts(names, colours={i: list(colour) for i, colour in enumerate(order)}, notes=[note])
+
+
+def _colour(seen: list, some: list[Case], notes: list[str]) -> str:
+    bands = Counter(bands for *_, bands, _ in seen)
+    if set(bands) <= {1, 2}:
+        return "grey"
+    try:
+        for case in some:
+            read_image(case.images[0], colour="grey", case=case.id)
+    except DataError:
+        if {1, 2} & set(bands):
+            found = ", ".join(f"{count} with {n} channels" for n, count in bands.most_common())
+            fix = "convert them to one kind, or give a pattern for each kind and make two data sets"
+            raise DataError("grey and coloured pictures in one set", code="E314", found=found, fix=fix) from None
+        return "rgb"
+    notes.append("the pictures have colour channels, but all are equal: read as grey")
+    return "grey"
+
+
+def _describe(seen: list, some: list[Case], facts: ImageFacts) -> list[str]:
+    shapes = np.array([geometry.shape for _, geometry, _, _ in seen])
+    low, high = shapes.min(axis=0), shapes.max(axis=0)
+    notes = [f"{len(seen)} images of {_range(low, high)} {'pixels' if facts.dims == 2 else 'voxels'}"]
+    if facts.dims == 3:
+        spacing = np.array([geometry.spacing for _, geometry, _, _ in seen])
+        notes.append(f"voxels of {_range(spacing.min(axis=0).round(3), spacing.max(axis=0).round(3))} mm")
+    levels = []
+    for case in some:
+        image = read_image(case.images[0], channels=facts.channels if len(case.images) == 1 else 1, colour=facts.colour)
+        levels.append(np.percentile(image.array, (1, 99)))
+    notes.append("intensities: 1 % below {:g}, 1 % above {:g} (medians)".format(*np.median(levels, axis=0)))
+    return notes
+
+
+def _range(low: np.ndarray, high: np.ndarray) -> str:
+    return " x ".join(f"{a:g}" if a == b else f"{a:g}-{b:g}" for a, b in zip(low, high, strict=True))
+
+
+def _one(counts: Counter, what: str, code: str) -> Any:
+    if len(counts) == 1:
+        return next(iter(counts))
+    found = ", ".join(f"{count} with {value}" for value, count in counts.most_common())
+    fix = "convert them to one kind, or make two data sets"
+    raise DataError(
+        f"images with different {what} in one set", code=code, expected=f"the same {what}", found=found, fix=fix
+    )
+
+
+def _spread(items: Sequence, count: int) -> list:
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
