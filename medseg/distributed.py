@@ -1,0 +1,169 @@
+"""Several processes as one: started by torchrun or SLURM, talking over gloo (CPU) or nccl (GPU) through ignite.
+
+Only tensors travel between processes, never objects. Decisions (stop, which folder, scores) go over gloo on the CPU,
+so that nothing waits for a GPU. If a process is lost, the next exchange of the others fails: nobody hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from medseg.errors import MedsegError, TrainingError, UsageError
+
+__all__ = ["Group", "launched", "processes", "wrap_network"]
+
+PATIENCE = datetime.timedelta(hours=2)  # for the slowest validation case; a process that died is noticed at once
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of this run.
+
+    Attributes:
+        rank: number of this process; 0 writes.
+        world: how many there are.
+        local_rank: number of this process on its machine.
+        control: gloo group for decisions, or None with one process.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    control: Any = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def any(self, flag: int) -> int:
+        """The largest of all processes' non-negative numbers."""
+        if self.control is None:
+            return flag
+        return int(self._reduce(torch.tensor([flag], dtype=torch.int64), dist.ReduceOp.MAX)[0])
+
+    def add(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, on the CPU."""
+        return self._reduce(values.detach().cpu().clone(), dist.ReduceOp.SUM) if self.control else values.detach().cpu()
+
+    def share_text(self, text: str) -> str:
+        """The text that process 0 gives."""
+        if self.control is None:
+            return text
+        raw = text.encode("utf-8", "surrogateescape")
+        length = self._reduce(torch.tensor([len(raw) if self.rank == 0 else 0]), dist.ReduceOp.MAX)
+        data = torch.zeros(int(length[0]), dtype=torch.uint8)
+        if self.rank == 0:
+            data = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else data
+        with _told():
+            dist.broadcast(data, 0, group=self.control)
+        return bytes(data.tolist()).decode("utf-8", "surrogateescape")
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(0)
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """A block that process 0 does alone; if it fails there, the others end too instead of waiting."""
+        problem: BaseException | None = None
+        if self.rank == 0:
+            try:
+                yield
+            except BaseException as error:
+                problem = error
+        else:
+            yield
+        failed = self.any(int(problem is not None))
+        if problem is not None:
+            raise problem
+        if failed:
+            raise LostProcess("another process ended with an error", code="E620")
+
+    def _reduce(self, values: torch.Tensor, how: Any) -> torch.Tensor:
+        with _told():
+            dist.all_reduce(values, how, group=self.control)
+        return values
+
+
+class LostProcess(TrainingError):
+    """Another process of the run has ended; its own message says why."""
+
+    default_code = "E620"
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except MedsegError:
+        raise
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        raise LostProcess("a process of this run was lost", found=text, fix="continue with --resume") from error
+
+
+def launched() -> bool:
+    """Whether torchrun, or SLURM through srun with MASTER_ADDR set, has started this as one of several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextlib.contextmanager
+def processes(device: str = "auto") -> Iterator[Group]:
+    """The group of this run's processes for the block; a group of one when nothing else was launched.
+
+    Raises:
+        UsageError: launched, but without the address of the first process.
+    """
+    if not launched():
+        yield Group()
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK") if name not in os.environ]
+    if missing:
+        found = f"{', '.join(missing)} not set"
+        raise UsageError("cannot join the other processes", field="WORLD_SIZE", found=found, fix="start with torchrun")
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    backend = "nccl" if on_gpu else "gloo"
+    with _told():
+        idist.initialize(backend, timeout=PATIENCE)
+    control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = Group(idist.get_rank(), idist.get_world_size(), idist.get_local_rank(), control)
+    try:
+        yield group
+    except BaseException:
+        # no farewell: the others may wait in an exchange that only ends when this process does
+        raise
+    else:
+        idist.finalize()
+
+
+def wrap_network(network: nn.Module, group: Group, device: torch.device) -> tuple[nn.Module, list[str]]:
+    """The network for training with the group's processes, and what should be told.
+
+    Batch norm takes its statistics over all processes on GPUs; on CPUs over each process's own samples.
+    """
+    if group.world == 1:
+        return network, []
+    notices = []
+    if _has_batch_norm(network):
+        if device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        else:
+            notices.append("batch norm: on CPUs each process uses the statistics of its own samples")
+    ids: Sequence[int] | None = [device.index or 0] if device.type == "cuda" else None
+    with _told():
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids), notices
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

@@ -1,0 +1,153 @@
+"""The folder of one run: made once, told what it is about, its state always readable from status.json."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import CheckpointError, ResourceError
+from medseg.files import probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
+
+__all__ = ["RunFolder", "git_state", "newest_run", "provenance", "versions"]
+
+STATES = ("running", "finished", "interrupted", "failed")
+_MARKS = ("best.pt", "last.pt", "last.prev.pt", "status.json")
+
+
+class RunFolder:
+    """Paths and small files of a run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, root: str | Path, name: str, *, fold: int = 0, now: datetime.datetime | None = None) -> RunFolder:
+        """Make `root/name/<YYYY-MM-DD_HHMMSS>_foldK`, a new one even if several runs begin within one second.
+
+        Raises:
+            ResourceError: E501, E502: nothing can be written there.
+        """
+        when = (now or datetime.datetime.now()).strftime("%Y-%m-%d_%H%M%S")
+        parent = Path(root) / safe_stem(name, "")
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise (resource_error(error, parent) or error) from error
+        probe_writable(parent)
+        for number in range(1, 1000):
+            path = parent / f"{when}_fold{fold}{'' if number == 1 else f'_{number}'}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise (resource_error(error, path) or error) from error
+            return cls(path)
+        raise ResourceError("too many runs of this second", code="E502", file=parent)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run at `path`, or the newest run below it; leftovers of killed processes are removed.
+
+        Raises:
+            CheckpointError: E360, there is no run.
+            ResourceError: E502, it cannot be written to.
+        """
+        run = newest_run(path)
+        if not any((run / mark).is_file() for mark in _MARKS):
+            fix = "name the folder that `medseg train` printed"
+            raise CheckpointError("there is no run here", code="E360", file=run, fix=fix)
+        probe_writable(run)
+        remove_stale(run)
+        return cls(run)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What status.json says; empty when there is none."""
+        return self.read_json("status.json") or {}
+
+    def set_status(self, state: str, *, exit_code: int | None = None, message: str | None = None, **more: Any) -> None:
+        """Write status.json: state is one of running, finished, interrupted, failed."""
+        if state not in STATES:
+            raise ValueError(f"no such state: {state}")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        before = self.status
+        content = {"state": state, "exit_code": exit_code, "message": message, "started": before.get("started", now)}
+        write_json(self.path / "status.json", {**content, "changed": now, "process": os.getpid(), **more})
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, atomically."""
+        write_json(self.path / name, value)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the run; None when it is missing or unreadable."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run, atomically."""
+        write_text(self.path / name, text)
+
+
+def newest_run(path: str | Path) -> Path:
+    """`path` if it is a run, else the newest run below it (folders of runs are `runs/` and `runs/<pipeline>/`).
+
+    A folder without any run is returned as it is: who needs a run says so.
+    """
+    path = Path(path)
+    if not path.is_dir() or _is_run(path):
+        return path
+    found = [run for pattern in ("*", "*/*") for run in path.glob(pattern) if run.is_dir() and _is_run(run)]
+    # names begin with date and time; the file's own time would change when a run is copied. A run that ended before
+    # its first checkpoint is only taken where there is no other
+    return max(found, key=lambda run: (any(run.glob("*.pt")), run.name, str(run))) if found else path
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("medseg", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
+    """Commit of the working folder and whether it has changes; None outside of a repository or without git."""
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        changed = bool(ask("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": ask("rev-parse", "HEAD"), "changed": changed}
+    return None
+
+
+def provenance(**more: Any) -> dict[str, Any]:
+    """Versions, system, command and git state of this process, and what else is given."""
+    facts: Mapping[str, Any] = {
+        "versions": versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git_state(),
+    }
+    return {**facts, **more}
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in _MARKS)
