@@ -57,7 +57,8 @@ def sniff_picture(start: bytes) -> str | None:
 
 def picture_size(path: Path, format: str, case: str | None = None) -> tuple[int, int]:
     """(rows, columns) out of the header alone."""
-    data = path.open("rb").read(1 << 16) if format != "jpeg" else path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(-1 if format == "jpeg" else 1 << 16)  # a JPEG may carry large metadata in front
     rows, columns = _size(data, format, path, case)
     return rows, columns
 
