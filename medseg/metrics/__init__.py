@@ -6,7 +6,7 @@ with a value for empty masks too: nothing is ever NaN, and a missed structure ne
 
 from __future__ import annotations
 
-from medseg.metrics.catalogue import METRICS
+from medseg.metrics.catalogue import METRICS, parse_metrics
 from medseg.metrics.instances import (
     aggregated_jaccard,
     average_precision,
@@ -18,12 +18,14 @@ from medseg.metrics.matching import InstanceMatch, InstanceOverlap, label_compon
 from medseg.metrics.membranes import MembraneCurve, membrane_curve, thin_membranes, v_info, v_rand
 from medseg.metrics.metric import Metric, Score
 from medseg.metrics.overlap import Confusion, confusion
-from medseg.metrics.scoring import CaseResult, measure_case, parse_metrics, pool_scores, score_case
+from medseg.metrics.protocols import PROTOCOLS, Protocol, get_protocol
+from medseg.metrics.scoring import CaseResult, measure_case, pool_scores, score_case
 from medseg.metrics.surface import SurfaceDistances, surface_distances
 from medseg.metrics.vessels import ProbabilityCounts, auc, best_threshold, cldice, probability_counts
 
 __all__ = [
     "METRICS",
+    "PROTOCOLS",
     "CaseResult",
     "Confusion",
     "InstanceMatch",
@@ -31,6 +33,7 @@ __all__ = [
     "MembraneCurve",
     "Metric",
     "ProbabilityCounts",
+    "Protocol",
     "Score",
     "SurfaceDistances",
     "aggregated_jaccard",
@@ -40,6 +43,7 @@ __all__ = [
     "cldice",
     "confusion",
     "ctc_seg",
+    "get_protocol",
     "label_components",
     "match_instances",
     "mean_average_precision",

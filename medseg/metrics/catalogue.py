@@ -2,178 +2,59 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from medseg.errors import UsageError
-from medseg.metrics.instances import (
-    aggregated_jaccard,
-    average_precision,
-    ctc_seg,
-    mean_average_precision,
-    panoptic_quality,
-)
-from medseg.metrics.matching import match_instances
 from medseg.metrics.metric import Metric
-from medseg.metrics.pooling import POOLED, at_iou, check_iou
-from medseg.metrics.vessels import cldice
-from medseg.metrics.views import CaseView, RegionView
+from medseg.metrics.object_scores import OBJECT_SCORES
+from medseg.metrics.pooling import POOLED
+from medseg.metrics.structure_scores import STRUCTURE_SCORES
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "parse_metrics"]
 
-_RELOADED = "Maier-Hein, Reinke et al. 2024, doi:10.1038/s41592-023-02151-z"
-_HEIMANN = "Heimann et al. 2009, doi:10.1109/TMI.2009.2013851"
-_CAICEDO = "Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7"
-_ISBI = "Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142"
-_EMPTY = "; 1 if both are empty, 0 if exactly one is"
-_FAR = "; 0 if both are empty, the image's diagonal if exactly one is"
-_SURFACE = "surface = voxels with a face neighbour outside"
-_LENGTH = (0.0, math.inf)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*STRUCTURE_SCORES, *OBJECT_SCORES, *POOLED)}
 
 
-def _hd(view: RegionView) -> float:
-    return view.surface.hausdorff()
+def parse_metrics(metrics: Iterable[Any]) -> list[tuple[Metric, dict[str, Any]]]:
+    """Look up scores by name and check their arguments.
+
+    Args:
+        metrics: each a name, `{name: {argument: value}}`, `(name, arguments)`, or an object with `.name` and
+            `.arguments`. Scores of structures also take `region`, the name of the one structure to score.
+
+    Returns:
+        (metric, all its arguments), in the order given.
+
+    Raises:
+        UsageError: an unknown score (the nearest names are given), an unknown or impossible argument, or no scores.
+
+    >>> [(metric.name, arguments) for metric, arguments in parse_metrics(["Dice", {"SurfaceDice": {"tolerance": 2}}])]
+    [('Dice', {}), ('SurfaceDice', {'tolerance': 2})]
+    """
+    parsed = []
+    for entry in metrics:
+        name, arguments = _name_and_arguments(entry)
+        if name not in METRICS:
+            near = get_close_matches(name, METRICS, n=3, cutoff=0.5)
+            raise UsageError(
+                f"there is no score named {name}", field="metrics", expected=" or ".join(near or list(METRICS))
+            )
+        parsed.append((METRICS[name], METRICS[name].checked(arguments)))
+    if not parsed:
+        raise UsageError("no scores were asked for", field="metrics")
+    return parsed
 
 
-def _hd95(view: RegionView, definition: str = "max") -> float:
-    return view.surface.hausdorff(95, definition)
-
-
-def _hd95_title(unit: str, definition: str) -> str:
-    return "HD95" if definition == "max" else f"HD95 ({definition})"
-
-
-def _check_hd95(definition: str) -> None:
-    if definition not in ("max", "pooled"):
-        raise UsageError(
-            "unknown definition", field="metrics.HD95.definition", expected="max or pooled", found=definition
-        )
-
-
-def _surface_dice(view: RegionView, tolerance: float = 1.0) -> float:
-    return view.surface.surface_dice(tolerance)
-
-
-def _surface_dice_title(unit: str, tolerance: float) -> str:
-    return f"SurfaceDice@{tolerance:g}{unit}"
-
-
-def _check_tolerance(tolerance: Any) -> None:
-    number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
-    if not number or not (math.isfinite(tolerance) and tolerance >= 0):
-        raise UsageError(
-            "tolerance out of range", field="metrics.SurfaceDice.tolerance", expected="0 or more", found=tolerance
-        )
-
-
-def _volume_error(view: RegionView) -> float:
-    return (view.counts.predicted - view.counts.present) * view.voxel_volume
-
-
-def _unless_missed(score: Callable[[RegionView], float]) -> Callable[[RegionView], float]:
-    # background is most of an image: these would be near 1 for a structure that was not found at all
-    def measure(view: RegionView) -> float:
-        return 0.0 if view.status == "missed" else score(view)
-
-    return measure
-
-
-def _lesions(score: str) -> Callable[..., float]:
-    def measure(view: RegionView, iou: float = 0.0) -> float:
-        return getattr(match_instances(view.lesion_overlap, threshold=iou), score)
-
-    return measure
-
-
-def _ap(threshold: float) -> Callable[[CaseView], float]:
-    return lambda view: average_precision(view.objects, threshold=threshold)
-
-
-def _share_error(view: CaseView, part: str, whole: str) -> float:
-    predicted, present = view.volume_share(part, whole)
-    return abs(predicted - present)
-
-
-def _per_label() -> list[Metric]:
-    def counts(name: str, attribute: str, text: str, source: str = _RELOADED, **more: Any) -> Metric:
-        return Metric(name, lambda view: getattr(view.counts, attribute), "1", more.pop("better", "higher"), text,
-                      source=source, **more)  # fmt: skip
-
-    def surface(name: str, method: str, text: str, source: str) -> Metric:
-        return Metric(name, lambda view: getattr(view.surface, method)(), "length", "lower", f"{text}; {_SURFACE}{_FAR}",
-                      source=source, bounds=_LENGTH)  # fmt: skip
-
-    lesion = "connected components (face neighbours) matched one to one at IoU above the given one, 0 if not given"
-    return [
-        counts("Dice", "dice", "2 |A and B| / (|A| + |B|)" + _EMPTY, "Dice 1945, doi:10.2307/1932409"),
-        counts("IoU", "iou", "|A and B| / |A or B| (Jaccard)" + _EMPTY),
-        counts("Sensitivity", "sensitivity", "TP / (TP + FN), also called recall" + _EMPTY),
-        counts("Precision", "precision", "TP / (TP + FP)" + _EMPTY),
-        Metric("Specificity", _unless_missed(lambda view: view.counts.specificity), "1", "higher",
-               "TN / (TN + FP); 0 if the structure was missed, which by itself would give 1", source=_RELOADED),
-        Metric("Accuracy", _unless_missed(lambda view: view.counts.accuracy), "1", "higher",
-               "(TP + TN) / all voxels; 0 if the structure was missed", source=_RELOADED),
-        counts("MCC", "mcc", "Matthews correlation coefficient, -1 to 1; 1 if all voxels agree, 0 if prediction or reference "
-               "is empty", "Matthews 1975, doi:10.1016/0005-2795(75)90109-9", bounds=(-1.0, 1.0)),
-        counts("VOE", "voe", "volumetric overlap error, 1 - IoU", _HEIMANN, better="lower"),
-        counts("RVD", "rvd", "relative volume difference (|A| - |B|) / |B|, signed; against one voxel if the reference is "
-               "empty", _HEIMANN, better="none", bounds=(-1.0, math.inf)),
-        Metric("VolumeError", _volume_error, "volume", "none", "predicted minus real volume, signed",
-               source=_RELOADED, bounds=(-math.inf, math.inf)),
-        Metric("AbsoluteVolumeError", lambda view: abs(_volume_error(view)), "volume", "lower",
-               "absolute difference of predicted and real volume", source=_RELOADED, bounds=_LENGTH),
-        Metric("HD", _hd, "length", "lower", f"Hausdorff distance, the largest distance between the surfaces; {_SURFACE}{_FAR}",
-               source="Huttenlocher et al. 1993, doi:10.1109/34.232073", bounds=_LENGTH),
-        Metric("HD95", _hd95, "length", "lower", "95th percentile of surface distances: the larger of the two directions (max), "
-               f"or of both together (pooled); {_SURFACE}{_FAR}", source=_RELOADED, bounds=_LENGTH, title=_hd95_title,
-               check=_check_hd95),
-        surface("ASSD", "assd", "average symmetric surface distance, mean over both surfaces' voxels together", _HEIMANN),
-        surface("MASD", "masd", "mean average surface distance, mean of the two directed means", _RELOADED),
-        surface("RMSD", "rmsd", "root mean square symmetric surface distance, over both surfaces' voxels together", _HEIMANN),
-        Metric("SurfaceDice", _surface_dice, "1", "higher", "share of both surfaces, by area of marching-cubes surfels, within "
-               "the tolerance of the other (NSD)" + _EMPTY, source="Nikolov et al. 2021, doi:10.2196/26151",
-               title=_surface_dice_title, check=_check_tolerance),
-        Metric("clDice", lambda view: cldice(view.prediction, view.reference), "1", "higher", "harmonic mean of the shares of each "
-               "skeleton inside the other mask" + _EMPTY, source="Shit et al. 2021, doi:10.1109/CVPR46437.2021.01629"),
-        Metric("AUC", lambda view: view.probability_counts.auc, "1", "higher", "area under the ROC curve of the probabilities, ties "
-               "count half; with one kind of voxel only, 1 if the probabilities agree at 0.5, else 0", needs="probabilities",
-               source="Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747"),
-        *(Metric(f"Lesion{name}", _lesions(attribute), "1", "higher", f"{text}; {lesion}{_EMPTY}", title=at_iou(f"Lesion{name}"),
-                 check=check_iou, source=_RELOADED)
-          for name, attribute, text in (("Precision", "precision", "matched / predicted lesions"),
-                                        ("Recall", "recall", "matched / real lesions"),
-                                        ("F1", "f1", "2 matched / (predicted + real lesions)"))),
-    ]  # fmt: skip
-
-
-def _per_case() -> list[Metric]:
-    def objects(name: str, measure: Callable[[CaseView], float], text: str, source: str) -> Metric:
-        return Metric(name, measure, "1", "higher", text, level="case", needs="instances", source=source)
-
-    none = "; 1 if there are no objects at all"
-    return [
-        *(objects(f"AP{round(100 * iou)}", _ap(iou), f"TP / (TP + FP + FN) of objects matched at IoU above {iou:g}{none}",
-                  _CAICEDO) for iou in (0.5, 0.75)),
-        objects("mAP", lambda view: mean_average_precision(view.objects),
-                f"mean of TP / (TP + FP + FN) at IoU above 0.50, 0.55 ... 0.95{none}", _CAICEDO),
-        objects("PQ", lambda view: panoptic_quality(view.objects),
-                f"sum of IoU of pairs above 0.5 / (TP + FP/2 + FN/2){none}", "Kirillov et al. 2019, doi:10.1109/CVPR.2019.00963"),
-        objects("AJI", lambda view: aggregated_jaccard(view.objects), "aggregated Jaccard index: intersections over unions of each "
-                f"real object with its best predicted one, unused ones added to the unions{none}",
-                "Kumar et al. 2017, doi:10.1109/TMI.2017.2677499"),
-        objects("SEG", lambda view: ctc_seg(view.objects), "mean over real objects of the IoU with the predicted one that covers more "
-                "than half of it, else 0", "Maška et al. 2014, doi:10.1093/bioinformatics/btu080"),
-        Metric("CountError", lambda view: abs(len(view.objects.predicted) - len(view.objects.present)), "objects", "lower",
-               "absolute difference of the numbers of objects", level="case", needs="instances", source=_CAICEDO, bounds=_LENGTH),
-        *(objects(name, lambda view, a=attribute: getattr(view.membranes, a), f"{text}, over the reference's cells, after thinning "
-                  "the predicted membranes; best of the thresholds 0.1 to 0.9 if there are probabilities", _ISBI)
-          for name, attribute, text in (("V_rand", "v_rand", "Rand score: sum p_ij^2 / mean of sum s_i^2 and sum t_j^2"),
-                                        ("V_info", "v_info", "information score: mutual information / mean entropy"))),
-        Metric("ShareError", _share_error, "1", "lower", "absolute error of the share of one region's volume in another's (tumour "
-               "burden)", level="case", source="Bilic et al. 2023, doi:10.1016/j.media.2022.102680",
-               title=lambda unit, part, whole: f"ShareError({part}/{whole})"),
-    ]  # fmt: skip
-
-
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_per_label(), *_per_case(), *POOLED)}
+def _name_and_arguments(entry: Any) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, arguments = next(iter(entry.items()))
+        return str(name), arguments or {}
+    if isinstance(entry, tuple) and len(entry) == 2:
+        return entry[0], entry[1]
+    if hasattr(entry, "name") and hasattr(entry, "arguments"):
+        return entry.name, dict(entry.arguments)
+    raise UsageError("a score is a name, or a name with arguments", field="metrics", found=repr(entry))

@@ -1,4 +1,4 @@
-"""Scores of objects, from one table of overlaps: average precision, panoptic quality, AJI, the cell tracking score SEG."""
+"""Scores of objects, from one table of overlaps: average precision, panoptic quality, AJI, SEG of cell tracking."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def seg_terms(table: InstanceOverlap) -> np.ndarray:
 def ctc_seg(prediction: np.ndarray | InstanceOverlap, reference: np.ndarray | None = None) -> float:
     """SEG of the Cell Tracking Challenge: mean over real objects of their IoU with the predicted one that matches.
 
-    A predicted object matches if it covers strictly more than half of the real one; without a match the object counts 0.
+    A predicted object matches if it covers strictly more than half of the real one; without one the object counts 0.
     Predicted objects that match nothing cost nothing, by definition. Without real objects: 1 if nothing was predicted,
     else 0. Maška et al. 2014, doi:10.1093/bioinformatics/btu080.
 

@@ -198,7 +198,9 @@ def label_components(mask: np.ndarray) -> np.ndarray:
     """Number the connected components of a mask from 1; int32. Voxels connect through faces (4 or 6 neighbours)."""
     from scipy.ndimage import label
 
-    return label(np.asarray(mask) != 0, output=np.int32)[0]
+    numbered = np.zeros(np.shape(mask), dtype=np.int32)
+    label(np.asarray(mask) != 0, output=numbered)
+    return numbered
 
 
 def overlap_table(prediction: np.ndarray | InstanceOverlap, reference: np.ndarray | None) -> InstanceOverlap:

@@ -1,7 +1,7 @@
 """Scores of cells that membranes part, which do not care how wide the membranes are: V_rand and V_info after thinning.
 
-The scores of the ISBI 2012 challenge: the prediction is thresholded, its cells are numbered, membranes are thinned until
-the cells meet, and only pixels of the reference's cells are compared. Arganda-Carreras et al. 2015,
+The scores of the ISBI 2012 challenge: the prediction is thresholded, its cells are numbered, membranes are thinned
+until the cells meet, and only pixels of the reference's cells are compared. Arganda-Carreras et al. 2015,
 doi:10.3389/fnana.2015.00142.
 """
 
@@ -108,7 +108,8 @@ def thin_membranes(cells: np.ndarray) -> np.ndarray:
     numbered = label_components(cells)
     if not numbered.any():
         return numbered
-    nearest = distance_transform_edt(numbered == 0, return_distances=False, return_indices=True)
+    nearest = np.zeros((numbered.ndim, *numbered.shape), dtype=np.int32)
+    distance_transform_edt(numbered == 0, return_distances=False, return_indices=True, indices=nearest)
     return numbered[tuple(nearest)]
 
 
@@ -138,7 +139,7 @@ def v_rand(prediction: np.ndarray, reference: np.ndarray) -> float:
 
 
 def v_info(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """Foreground-restricted information score: mutual information / mean of the two entropies, over the reference's cells.
+    """Foreground-restricted information score: mutual information / mean entropy, over the reference's cells.
 
     Args:
         prediction: (*spatial) numbered segments.

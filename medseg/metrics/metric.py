@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,13 +51,13 @@ class Metric:
         unit: "1", "length" (that of spacing), "volume" (mL, mm² or voxels) or "objects".
         better: "higher", "lower" or "none".
         definition: in words; ends without a full stop.
-        level: "label" (per structure), "case" (per case) or "pooled" (once over all cases).
+        over: what is measured: each structure ("label") or the case as a whole ("case").
         needs: "label", "instances" or "probabilities".
         source: paper, DOI.
         bounds: smallest and largest possible value.
-        terms: pooled scores only: (view, **arguments) -> something that adds up over cases.
-        over: pooled scores only: what terms are taken of, "label" or "case".
+        terms: of scores that are computed once over all cases: (view, **arguments) -> something that adds up.
         title: (unit, **arguments) -> the name in tables, when arguments matter.
+        check: (**arguments), raises UsageError for impossible ones.
     """
 
     name: str
@@ -64,12 +65,11 @@ class Metric:
     unit: str
     better: str
     definition: str
-    level: str = "label"
+    over: str = "label"
     needs: str = "label"
     source: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
     terms: Callable[..., Any] | None = None
-    over: str = "label"
     title: Callable[..., str] | None = None
     check: Callable[..., None] = field(default=lambda **_: None)
 
@@ -83,20 +83,30 @@ class Metric:
         assert math.isfinite(value), f"{self.name} is {value}"  # every definition has a value for empty masks
         return value
 
+    @property
+    def level(self) -> str:
+        """ "label" (a value per structure and case), "case" (per case) or "pooled" (one over all cases)."""
+        return self.over if self.terms is None else "pooled"
+
     def arguments(self) -> dict[str, Any]:
         """Names and defaults of the arguments that the score takes."""
-        parameters = list(inspect.signature(self.terms or self.measure).parameters.values())[1:]
-        # short parameters carry what a closure binds early; arguments of a score have words for names
-        return {p.name: p.default for p in parameters if len(p.name) > 1}
+        function = self.terms or self.measure
+        if isinstance(function, operator.attrgetter):  # has no signature; takes the view alone
+            return {}
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        return {p.name: p.default for p in parameters}
 
     def checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All arguments of the score: the given ones, defaults for the rest.
+
+        Scores of structures also take `region`, the name of the only structure to score; it is kept if given.
 
         Raises:
             UsageError: unknown, missing or impossible arguments.
         """
         known = self.arguments()
-        unknown = [name for name in arguments if name not in known]
+        given, arguments = arguments, {name: value for name, value in arguments.items() if name != "region"}
+        unknown = [name for name in given if name not in known and not (name == "region" and self.over == "label")]
         if unknown:
             raise UsageError(
                 f"{self.name} has no argument {', '.join(unknown)}", field=f"metrics.{self.name}",
@@ -107,7 +117,7 @@ class Metric:
         if empty:
             raise UsageError(f"{self.name} needs {', '.join(empty)}", field=f"metrics.{self.name}")
         self.check(**full)
-        return full
+        return {**full, "region": given["region"]} if self.over == "label" and "region" in given else full
 
     def shown(self, unit: str = "mm", **arguments: Any) -> str:
         """The name in tables, with those arguments that differ from the usual."""

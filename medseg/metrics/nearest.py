@@ -1,8 +1,8 @@
-"""Exact distance from each of many grid points to the nearest of many others: neighbours first, a k-d tree for the rest.
+"""Exact distance from each of many grid points to the nearest of many others: neighbours first, a k-d tree for others.
 
 Two surfaces of the same organ mostly lie within a few voxels of each other. So each point first looks at the offsets
-around it in the order of their length (most points find the other surface among the first dozens: a table look-up each),
-and only the points that found nothing ask a k-d tree. Both steps are exact.
+around it in the order of their length (most find the other surface among the first dozens: a table look-up each), and
+only the points that found nothing ask a k-d tree. Both steps are exact.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Shells:
     """Offsets in the order of their length, those of equal length together.
 
     Attributes:
-        groups: (length in the unit of spacing, integer offsets (n, D)) with lengths ascending; every offset shorter than
-            the last length is in the list, so that the first hit is the nearest point.
+        groups: (length in the unit of spacing, integer offsets (n, D)) with lengths ascending; every offset shorter
+            than the last length is in the list, so that the first hit is the nearest point.
         margin: largest offset on each axis, which is how far a grid must be padded.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -105,21 +106,44 @@ def _share(view: CaseView, part: str, whole: str) -> Terms:
 def _pooled() -> list[Metric]:
     def counts(name: str, text: str, attribute: str | None = None, **more: Any) -> Metric:
         name_of = attribute or name.lower()
-        return Metric(f"Pooled{name}", lambda total: getattr(total, name_of), "1", "higher",
-                      f"{text}, of the voxels of all cases together", level="pooled", terms=lambda view: view.counts,
-                      source=_RELOADED, **more)  # fmt: skip
+        return Metric(
+            f"Pooled{name}",
+            lambda total: getattr(total, name_of),
+            "1",
+            "higher",
+            f"{text}, of the voxels of all cases together",
+            terms=lambda view: view.counts,
+            source=_RELOADED,
+            **more,
+        )
 
     def lesions(name: str, attribute: str, text: str) -> Metric:
         title = f"PooledLesion{name}"
-        return Metric(title, lambda total, iou: getattr(total, attribute), "1", "higher",
-                      f"{text}, over the lesions of all cases; connected components (face neighbours) matched one to one at "
-                      "IoU above the given one, 0 if not given", level="pooled", terms=_lesion_counts, title=at_iou(title),
-                      check=check_iou, source=_LITS)  # fmt: skip
+        return Metric(
+            title,
+            lambda total, iou: getattr(total, attribute),
+            "1",
+            "higher",
+            f"{text}, over the lesions of all cases; connected components (face neighbours) matched one to one at "
+            "IoU above the given one, 0 if not given",
+            terms=_lesion_counts,
+            title=at_iou(title),
+            check=check_iou,
+            source=_LITS,
+        )
 
     def shares(name: str, measure: Callable[..., float], text: str) -> Metric:
-        return Metric(name, measure, "1", "lower", f"{text} error over cases of the share of one region's volume in another's "
-                      "(tumour burden)", level="pooled", terms=_share, over="case", source=_LITS,
-                      title=lambda unit, part, whole: f"{name}({part}/{whole})")  # fmt: skip
+        return Metric(
+            name,
+            measure,
+            "1",
+            "lower",
+            f"{text} error over cases of the share of one region's volume in another's (tumour burden)",
+            terms=_share,
+            over="case",
+            source=_LITS,
+            title=lambda unit, part, whole: f"{name}({part}/{whole})",
+        )
 
     membranes = "over the reference's cells, after thinning; mean over images at the threshold where it is best"
     return [
@@ -130,29 +154,74 @@ def _pooled() -> list[Metric]:
         counts("Precision", "TP / (TP + FP)"),
         counts("Accuracy", "(TP + TN) / all"),
         counts("MCC", "Matthews correlation coefficient", "mcc", bounds=(-1.0, 1.0)),
-        Metric("PooledAUC", lambda total: total.auc, "1", "higher", "area under the ROC curve of the pixels of all cases together",
-               level="pooled", needs="probabilities", terms=lambda view: view.probability_counts,
-               source="Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747"),
+        Metric(
+            "PooledAUC",
+            lambda total: total.auc,
+            "1",
+            "higher",
+            "area under the ROC curve of the pixels of all cases together",
+            needs="probabilities",
+            terms=lambda view: view.probability_counts,
+            source="Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747",
+        ),
         lesions("Precision", "precision", "matched / predicted lesions"),
         lesions("Recall", "sensitivity", "matched / real lesions"),
         lesions("F1", "dice", "2 matched / (predicted + real lesions)"),
-        *(Metric(f"DetectedLesion{score}", lambda total, iou, b=better: total.mean(b), unit, better,
-                 f"mean {score} of the lesions that were detected (IoU above the given one, 0.5 if not given), over all cases; says "
-                 "nothing of those that were not: read it beside the recall; worst value if none was detected",
-                 level="pooled", terms=_detected_terms(score), check=check_iou, source=_LITS, bounds=bounds)
-          for score, unit, better, bounds in (
-              ("Dice", "1", "higher", (0.0, 1.0)), ("VOE", "1", "lower", (0.0, 1.0)), ("RVD", "1", "none", (-1.0, math.inf)),
-              ("HD", "length", "lower", (0.0, math.inf)), ("ASSD", "length", "lower", (0.0, math.inf)),
-              ("RMSD", "length", "lower", (0.0, math.inf)))),
-        Metric("PooledSEG", lambda total: total.mean("higher"), "1", "higher", "mean over the real objects of all cases of the IoU with "
-               "the predicted one that covers more than half of it, else 0", level="pooled", needs="instances", terms=_seg,
-               over="case", source="Maška et al. 2014, doi:10.1093/bioinformatics/btu080"),
+        *(
+            Metric(
+                f"DetectedLesion{score}",
+                _mean_for(better),
+                unit,
+                better,
+                f"mean {score} of the lesions that were detected (IoU above the given one, 0.5 if not given), "
+                "over all cases; says nothing of those that were not: read it beside the recall; worst value if none was detected",
+                terms=_detected_terms(score),
+                check=check_iou,
+                source=_LITS,
+                bounds=bounds,
+            )
+            for score, unit, better, bounds in (
+                ("Dice", "1", "higher", (0.0, 1.0)),
+                ("VOE", "1", "lower", (0.0, 1.0)),
+                ("RVD", "1", "none", (-1.0, math.inf)),
+                ("HD", "length", "lower", (0.0, math.inf)),
+                ("ASSD", "length", "lower", (0.0, math.inf)),
+                ("RMSD", "length", "lower", (0.0, math.inf)),
+            )
+        ),
+        Metric(
+            "PooledSEG",
+            lambda total: total.mean("higher"),
+            "1",
+            "higher",
+            "mean over the real objects of all cases of the IoU with "
+            "the predicted one that covers more than half of it, else 0",
+            needs="instances",
+            terms=_seg,
+            over="case",
+            source="Maška et al. 2014, doi:10.1093/bioinformatics/btu080",
+        ),
         shares("ShareRMSE", lambda total, part, whole: math.sqrt(total.total / total.count), "root mean square"),
         shares("ShareMaximum", lambda total, part, whole: total.largest, "largest"),
-        *(Metric(f"Pooled{name}", lambda total, a=name.lower(): getattr(total, a), "1", "higher", f"{name}, {membranes}",
-                 level="pooled", needs="instances", terms=lambda view: view.membranes, over="case",
-                 source="Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142") for name in ("V_rand", "V_info")),
-    ]  # fmt: skip
+        *(
+            Metric(
+                f"Pooled{name}",
+                attrgetter(name.lower()),
+                "1",
+                "higher",
+                f"{name}, {membranes}",
+                needs="instances",
+                terms=lambda view: view.membranes,
+                over="case",
+                source="Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142",
+            )
+            for name in ("V_rand", "V_info")
+        ),
+    ]
+
+
+def _mean_for(better: str) -> Callable[..., float]:
+    return lambda total, iou: total.mean(better)
 
 
 def _detected_terms(score: str) -> Callable[..., Terms]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from medseg.errors import LabelError, UsageError
-from medseg.metrics.catalogue import METRICS
-from medseg.metrics.metric import Metric, Score
+from medseg.metrics.catalogue import parse_metrics
+from medseg.metrics.metric import Score
 from medseg.metrics.overlap import check_same_shape, scored_voxels, whole_numbers
 from medseg.metrics.surface import check_spacing
 from medseg.metrics.views import CaseView
 
-__all__ = ["ALL_CASES", "ALL_LABELS", "CaseResult", "measure_case", "parse_metrics", "pool_scores", "score_case"]
+__all__ = ["ALL_CASES", "ALL_LABELS", "CaseResult", "measure_case", "pool_scores", "score_case"]
 
 ALL_CASES = "all cases"  # the case of pooled scores
 ALL_LABELS = "all"  # the label of scores of the case as a whole
@@ -37,37 +37,6 @@ class CaseResult:
     scores: tuple[Score, ...]
     terms: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
-
-
-def parse_metrics(metrics: Iterable[Any]) -> list[tuple[Metric, dict[str, Any]]]:
-    """Look up scores by name and check their arguments.
-
-    Args:
-        metrics: each a name, `{name: {argument: value}}`, `(name, arguments)`, or an object with `.name` and `.arguments`.
-
-    Returns:
-        (metric, all its arguments), in the order given.
-
-    Raises:
-        UsageError: an unknown score (the nearest names are given), an unknown or impossible argument, or no scores at all.
-
-    >>> [(metric.name, arguments) for metric, arguments in parse_metrics(["Dice", {"SurfaceDice": {"tolerance": 2}}])]
-    [('Dice', {}), ('SurfaceDice', {'tolerance': 2})]
-    """
-    parsed = []
-    for entry in metrics:
-        name, arguments = _name_and_arguments(entry)
-        if name not in METRICS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, METRICS, n=3, cutoff=0.5)
-            raise UsageError(
-                f"there is no score named {name}", field="metrics", expected=" or ".join(near or list(METRICS))
-            )
-        parsed.append((METRICS[name], METRICS[name].checked(arguments)))
-    if not parsed:
-        raise UsageError("no scores were asked for", field="metrics")
-    return parsed
 
 
 def score_case(
@@ -121,8 +90,9 @@ def measure_case(
         fov: (*spatial), voxels where it is 0 are left out (field of view).
         ignore: value of the reference whose voxels are left out (void).
         probabilities: (K, *spatial), channel k the probability of value k; (1, *spatial) or (*spatial) that of value 1.
-        regions: name -> values, when structures are unions of labels (`{"liver": (1, 2)}`); every label alone when None.
-        instances: (of the prediction, of the reference): (*spatial) numbered objects, or None for connected components.
+        regions: name -> values, when structures are unions of labels (`{"liver": (1, 2)}`); each label alone when None.
+            Regions of which `labels` has no value are left out, and so are the scores that ask for them.
+        instances: (of the prediction, of the reference): (*spatial) numbered objects, or None for components.
         skip: leave out scores that need probabilities when there are none (named in `.skipped`) instead of refusing.
 
     Returns:
@@ -143,10 +113,26 @@ def measure_case(
     check_labels(prediction, labels, None, "prediction", case)
     check_labels(reference, labels, ignore, "reference", case)
     structures = _regions(labels, regions)
+    absent = [name for name in regions or () if name not in structures]  # none of its labels is in this data
+    for metric, arguments in wanted:
+        if arguments.get("region") not in (None, *structures, *absent):
+            raise UsageError(
+                f"{metric.name} is asked for a region that there is not",
+                field=f"metrics.{metric.name}.region",
+                expected=", ".join(structures),
+                found=arguments["region"],
+            )
+    wanted = [(m, arguments) for m, arguments in wanted if not set(map(str, arguments.values())) & set(absent)]
     view = CaseView(
-        prediction, reference, scored_voxels(reference, fov, ignore), structures, instances,
-        _channels(probabilities, prediction), step, unit,
-    )  # fmt: skip
+        prediction,
+        reference,
+        scored_voxels(reference, fov, ignore),
+        structures,
+        instances,
+        _channels(probabilities, prediction),
+        step,
+        unit,
+    )
     skipped = [metric.name for metric, _ in wanted if metric.needs == "probabilities" and probabilities is None]
     if skipped and not skip:
         raise UsageError(f"{skipped[0]} needs probabilities", field="probabilities", case=case or None)
@@ -154,23 +140,31 @@ def measure_case(
     scores: list[Score] = []
     terms: dict[tuple[str, str], Any] = {}
 
-    def add(part: Any, label: str, whole: bool) -> None:
-        for metric, arguments in wanted:
-            if (metric.over if metric.level == "pooled" else metric.level) == ("case" if whole else "label"):
+    def add(part: Any, label: str, over: str) -> None:
+        for metric, given in wanted:
+            if metric.over == over and given.get("region") in (None, label):
+                arguments = {name: value for name, value in given.items() if name != "region"}
                 shown = metric.shown(unit, **arguments)
                 if metric.terms is not None:
                     terms[label, shown] = metric.terms(part, **arguments)
                 else:
                     value = metric(part, **arguments)
                     scores.append(
-                        Score(case, label, shown, value, metric.unit_shown(unit, len(step)), part.status,
-                              metric.definition, metric.better)
-                    )  # fmt: skip
+                        Score(
+                            case,
+                            label,
+                            shown,
+                            value,
+                            metric.unit_shown(unit, len(step)),
+                            part.status,
+                            metric.definition,
+                            metric.better,
+                        )
+                    )
 
-    if any("label" in (metric.level, metric.level == "pooled" and metric.over) for metric, _ in wanted):
-        for name in structures:
-            add(view.region(name), name, whole=False)
-    add(view, ALL_LABELS, whole=True)
+    for name in structures:
+        add(view.region(name), name, "label")
+    add(view, ALL_LABELS, "case")
     return CaseResult(case, tuple(scores), terms, tuple(skipped))
 
 
@@ -191,17 +185,18 @@ def pool_scores(
     >>> import numpy as np
     >>> labels, metrics = {0: "background", 1: "cell"}, ["Dice", "PooledDice"]
     >>> full, empty = np.ones((4, 4), int), np.zeros((4, 4), int)
-    >>> cases = [measure_case(full, full, labels=labels, metrics=metrics), measure_case(empty, full, labels=labels, metrics=metrics)]
+    >>> cases = [measure_case(p, full, labels=labels, metrics=metrics) for p in (full, empty)]
     >>> [(s.label, s.metric, round(s.value, 3)) for s in pool_scores(cases, metrics)]
     [('cell', 'PooledDice', 0.667)]
     """
     pooled = []
-    for metric, arguments in parse_metrics(metrics):
+    for metric, given in parse_metrics(metrics):
         if metric.terms is None:
             continue
+        arguments = {name: value for name, value in given.items() if name != "region"}
         shown = metric.shown(unit, **arguments)
         names = dict.fromkeys(label for result in results for label, name in result.terms if name == shown)
-        for label in names:
+        for label in (name for name in names if given.get("region") in (None, name)):
             parts = [result.terms[label, shown] for result in results if (label, shown) in result.terms]
             total = functools.reduce(operator.add, parts)
             value = metric(total, **arguments)
@@ -240,9 +235,12 @@ def check_labels(image: np.ndarray, labels: Mapping[int, str], ignore: int | Non
     if strange:
         shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:5])
         raise LabelError(
-            f"{name} has values that are no labels", code="E331", case=case or None,
-            expected=", ".join(str(value) for value in labels), found=shown,
-        )  # fmt: skip
+            f"{name} has values that are no labels",
+            code="E331",
+            case=case or None,
+            expected=", ".join(str(value) for value in labels),
+            found=shown,
+        )
 
 
 def _small_counts(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -275,16 +273,3 @@ def _channels(probabilities: np.ndarray | None, prediction: np.ndarray) -> np.nd
             found=array.shape,
         )
     return np.stack([1 - array[0], array[0]]) if len(array) == 1 else array
-
-
-def _name_and_arguments(entry: Any) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(entry, str):
-        return entry, {}
-    if isinstance(entry, Mapping) and len(entry) == 1:
-        name, arguments = next(iter(entry.items()))
-        return str(name), arguments or {}
-    if isinstance(entry, tuple) and len(entry) == 2:
-        return entry[0], entry[1]
-    if hasattr(entry, "name") and hasattr(entry, "arguments"):
-        return entry.name, dict(entry.arguments)
-    raise UsageError("a score is a name, or a name with arguments", field="metrics", found=repr(entry))

@@ -1,8 +1,8 @@
-"""Distances between the surfaces of two masks, measured once: Hausdorff, mean and root mean square distances, surface Dice.
+"""Distances between the surfaces of two masks, measured once: Hausdorff, mean, root mean square, surface Dice.
 
 The surface of a mask is the set of its voxels that have a face neighbour outside it (6 neighbours in 3-D, 4 in 2-D);
 beyond the image counts as outside. Distances are Euclidean, between centres of voxels, in the unit of `spacing`.
-Definitions follow Maier-Hein, Reinke et al., "Metrics reloaded", Nature Methods 21, 2024, doi:10.1038/s41592-023-02151-z.
+Definitions follow "Metrics reloaded", Maier-Hein, Reinke et al. 2024, doi:10.1038/s41592-023-02151-z.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["SurfaceDistances", "surface_distances"]
 class SurfaceDistances:
     """Every distance score of one pair of masks. Made by `surface_distances`; nothing is measured twice.
 
-    If both masks are empty, distances are 0 and surface Dice is 1; if exactly one is, distances are the image's diagonal
-    and surface Dice is 0. No score is ever NaN or infinite.
+    If both masks are empty, distances are 0 and surface Dice is 1; if exactly one is, distances are the image's
+    diagonal and surface Dice is 0. No score is ever NaN or infinite.
 
     Attributes:
         status: "scored", "missed" (prediction empty), "false_alarm" (reference empty) or "both_empty".
@@ -177,7 +177,7 @@ def surface_distances(
         spacing: size of a voxel on each axis (mm), or one for all; 1 when None. May be anisotropic.
 
     Returns:
-        SurfaceDistances with `.hausdorff()`, `.assd()`, `.masd()`, `.rmsd()` and `.surface_dice()`, in the unit of spacing.
+        SurfaceDistances: `.hausdorff()`, `.assd()`, `.masd()`, `.rmsd()`, `.surface_dice()`, in the unit of spacing.
 
     Raises:
         GeometryError: the shapes differ.
@@ -236,13 +236,12 @@ def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """Smallest box around the true voxels, read in the order in which they lie in memory."""
     order = sorted(range(mask.ndim), key=lambda axis: -abs(mask.strides[axis]))
     ordered = mask.transpose(order)
-    first = _range(ordered.any(axis=tuple(range(1, mask.ndim))))
+    first = _range(np.asarray(ordered.any(axis=tuple(range(1, mask.ndim)))))
     if first is None:
         return None
-    plane = np.logical_or.reduce(ordered[first], axis=0)
-    slices = [first]
-    for axis in range(plane.ndim):
-        slices.append(_range(plane.any(axis=tuple(a for a in range(plane.ndim) if a != axis))) or slice(0, 0))
+    plane = np.asarray(np.logical_or.reduce(ordered[first], axis=0))
+    lines = [np.asarray(plane.any(axis=tuple(a for a in range(plane.ndim) if a != axis))) for axis in range(plane.ndim)]
+    slices = [first, *(_range(line) or slice(0, 0) for line in lines)]
     return tuple(slices[order.index(axis)] for axis in range(mask.ndim))
 
 

@@ -1,8 +1,8 @@
 """Area of the surface inside every 2 x 2 x 2 neighbourhood of voxels (2-D: length of the contour in 2 x 2 pixels).
 
 Each neighbourhood is one of 256 (16) patterns, its *code*; marching cubes gives every pattern a piece of surface, a
-*surfel*, whose area depends on the code and the spacing only. The definition, and the numbers of the table, are those of
-Google DeepMind's `surface-distance` (Nikolov et al., 2021, doi:10.2196/26151), in the form in which MONAI has them.
+*surfel*, whose area depends on the code and the spacing only. Definition and numbers of the table are those of Google
+DeepMind's `surface-distance` (Nikolov et al., 2021, doi:10.2196/26151), in the form in which MONAI has them.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class ProbabilityCounts:
         return float((self.inside * (below + 0.5 * self.outside)).sum() / (positives * negatives))
 
     def best_threshold(self) -> float:
-        """The probability from which on a pixel is best called inside, by Dice over all pixels; see `best_threshold`."""
+        """The probability from which on a pixel is best called inside; see the function `best_threshold`."""
         if int(self.inside.sum()) == 0:
             raise UsageError("no pixel of the structure to choose a threshold by", field="reference")
         inside = np.cumsum(self.inside[::-1])[::-1]  # pixels of the structure at or above each value

@@ -1,4 +1,4 @@
-"""What scores look at: one structure of one case, or all objects of one case. Costly parts are measured once, on demand."""
+"""What scores look at: one structure of one case, or all objects of one case. Costly parts are measured once."""
 
 from __future__ import annotations
 
