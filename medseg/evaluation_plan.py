@@ -201,12 +201,10 @@ def _scoring(
         own = tuple(pipeline.metrics) if pipeline is not None else ()
         chosen: tuple[Any, ...] = own
         if protocol is not None:
-            from medseg.metrics import PROTOCOLS
+            from medseg.metrics import get_protocol
 
-            if protocol not in PROTOCOLS:
-                raise UsageError("unknown protocol", field="protocol", expected=", ".join(PROTOCOLS), found=protocol)
-            rules = PROTOCOLS[protocol]
-            regions = getattr(rules, "regions", None)
+            rules = get_protocol(protocol)
+            regions = rules.regions
             chosen = (*own, *rules.metrics)
         chosen = chosen or tuple(m for m in DEFAULT_METRICS if (m if isinstance(m, str) else m[0]) in METRICS)
     else:

@@ -28,6 +28,7 @@ __all__ = [
     "main_metric",
     "markdown_table",
     "plain_number",
+    "quote_cell",
     "read_cases",
     "read_summary",
     "summarise_rows",

@@ -1,0 +1,252 @@
+"""Comparison: is one set of predictions better than another, on the same cases?
+
+Reads the cases.csv of evaluations; pairs cases; gives for each label and score the mean difference with its bootstrap
+interval, Wilcoxon's signed-rank test, and Holm's correction over everything that is compared at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError, MedsegError, UsageError, collect
+from medseg.files import write_json, write_text
+from medseg.tables import POOLED, ScoreRow, plain_number, quote_cell, read_cases, read_summary
+
+__all__ = ["Comparison", "Difference", "compare"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One label and score of one method against the first.
+
+    Attributes:
+        first, second: names of the two methods.
+        label, metric, unit, better: of the score.
+        n, patients: cases and patients that both were scored on.
+        mean_first, mean_second: means of the two.
+        difference: mean of (second - first); low, high: its 95 % bootstrap interval.
+        p, p_holm: Wilcoxon's signed-rank test, and after Holm's correction over all lines.
+        verdict: "better", "worse" or "no difference shown" (of the second; "not judged" for scores without a direction).
+    """
+
+    first: str
+    second: str
+    label: str
+    metric: str
+    unit: str
+    better: str
+    n: int
+    patients: int
+    mean_first: float
+    mean_second: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All differences against the first method, and what could not be compared."""
+
+    names: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "schema": "medseg-comparison/1",
+            "names": list(self.names),
+            "differences": [asdict(d) for d in self.differences],
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """The result in plain sentences and one line for each score."""
+        lines = []
+        for name in self.names[1:]:
+            own = [d for d in self.differences if d.second == name]
+            lines.append(f"{name} against {self.names[0]}, {own[0].n} cases")
+            width = max(len(f"{d.label}, {d.metric}") for d in own)
+            for d in own:
+                unit = f" {d.unit}" if d.unit else ""
+                means = f"{plain_number(d.mean_first, d.unit)} -> {plain_number(d.mean_second, d.unit)}{unit}"
+                interval = f"{_signed(d.difference)} ({_signed(d.low)} to {_signed(d.high)})"
+                score = f"{d.label}, {d.metric}"
+                lines.append(f"  {score:{width}}  {d.verdict:19}  {means}  difference {interval}  p {d.p_holm:.3g}")
+        lines.append("Intervals: 95 %, bootstrap. p: Wilcoxon signed-rank, corrected by Holm over all lines.")
+        return "\n".join([*lines, *self.notes])
+
+
+def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0) -> Comparison:
+    """Compare two or more evaluations of the same cases; each is compared with the first.
+
+    Args:
+        scores: folders with cases.csv (of `evaluate`, or runs with `validation/cases.csv`), or such files.
+        output: folder to write comparison.csv and comparison.json to; nothing is written when None.
+        seed: of the bootstrap.
+
+    Returns:
+        Comparison: one line for each method, label and score. "better" and "worse" are only said when the interval
+        leaves out 0 and the corrected p is below 0.05; "no difference shown" is no proof that they are equal.
+
+    Raises:
+        UsageError: less than two evaluations, or nothing in common to compare.
+        DataError: a file is missing or broken, or the cases differ: which ones only one of them has is told.
+    """
+    from medseg.metrics.statistics import compare_paired, holm, verdict
+
+    if len(scores) < 2:
+        raise UsageError("a comparison needs two evaluations or more", field="scores", found=len(scores))
+    files = [_find(Path(path)) for path in scores]
+    names = _names([Path(path) for path in scores])
+    tables = [_table(file) for file in files]
+    summaries = [_summary(file) for file in files]
+    _check_cases(names, files, tables)
+    better = {s["metric"]: s["better"] for summary in reversed(summaries) for s in summary.get("scores", [])}
+    groups = summaries[0].get("groups") or {}
+    differences: list[Difference] = []
+    notes: list[str] = []
+    for name, table in zip(names[1:], tables[1:], strict=True):
+        common = [key for key in tables[0] if key in table]
+        if not common:
+            raise UsageError(
+                "the evaluations have no label and score in common", field="scores",
+                expected=_shown(tables[0]), found=_shown(table),
+            )  # fmt: skip
+        only = [key for key in (*tables[0], *table) if (key in tables[0]) != (key in table)]
+        if only:
+            notes.append(f"Only one of {names[0]} and {name} has {_shown(dict.fromkeys(only))}: not compared.")
+        for label, metric in common:
+            one, two = tables[0][label, metric], table[label, metric]
+            cases = list(one)
+            a, b = [one[case].value for case in cases], [two[case].value for case in cases]
+            row = one[cases[0]]
+            by = [groups[case] for case in cases] if all(case in groups for case in cases) and groups else None
+            way = better.get(metric) or _direction(metric)
+            found = compare_paired(a, b, better=way, groups=by, seed=seed)
+            differences.append(
+                Difference(
+                    names[0], name, label, metric, row.unit, way, found.n, found.groups, sum(a) / len(a), sum(b) / len(b),
+                    found.difference, found.low, found.high, found.p, found.p, "",
+                )
+            )  # fmt: skip
+    judged = [d for d in differences if d.better != "none"]  # signed errors have no better side: they are not tested
+    corrected = dict(zip(map(id, judged), holm([d.p for d in judged]), strict=True))
+    final = [
+        replace(d, p_holm=corrected[id(d)], verdict=verdict(d.low, d.high, corrected[id(d)], d.better))
+        if id(d) in corrected
+        else replace(d, verdict="not judged")
+        for d in differences
+    ]
+    result = Comparison(tuple(names), tuple(final), tuple(notes))
+    if output is not None:
+        write_text(Path(output) / "comparison.csv", _csv(result))
+        write_json(Path(output) / "comparison.json", result.as_dict())
+    return result
+
+
+def _find(path: Path) -> Path:
+    candidates = (path, path / "cases.csv", path / "validation" / "cases.csv", path / "scores" / "cases.csv")
+    found = next((p for p in candidates if p.is_file()), None)
+    if found is None:
+        raise DataError(
+            "there are no scores here", code="E302", file=path, expected="cases.csv", fix="run `medseg evaluate` first"
+        )
+    return found
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Short names that differ: as much of the end of each path as is needed."""
+    parts = [
+        [p for p in path.resolve().parts if p not in ("cases.csv", "scores", "validation")] or [str(path)]
+        for path in paths
+    ]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(("/".join(part[-1:]) for part in parts), start=1)]
+
+
+def _table(file: Path) -> dict[tuple[str, str], dict[str, ScoreRow]]:
+    table: dict[tuple[str, str], dict[str, ScoreRow]] = {}
+    for row in read_cases(file):
+        if row.case == POOLED:
+            continue  # one number for all cases: nothing to pair
+        column = table.setdefault((row.label, row.metric), {})
+        if row.case in column:
+            raise DataError(
+                "a case is scored twice", code="E350", case=row.case, file=file, field=f"{row.label}, {row.metric}"
+            )
+        column[row.case] = row
+    if not table:
+        raise DataError("the table of scores is empty", code="E302", file=file, fix="run `medseg evaluate` again")
+    return table
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    path = file.with_name("summary.json")
+    return read_summary(path) if path.is_file() else {}
+
+
+def _check_cases(
+    names: Sequence[str], files: Sequence[Path], tables: Sequence[Mapping[tuple[str, str], Mapping[str, Any]]]
+) -> None:
+    """Refuse tables whose cases are not the same, score by score."""
+    problems: list[MedsegError] = []
+    for name, file, table in zip(names[1:], files[1:], tables[1:], strict=True):
+        for key in tables[0]:
+            if key not in table:
+                continue
+            one, two = set(tables[0][key]), set(table[key])
+            if one == two:
+                continue
+            missing = ", ".join(sorted(one - two)[:5]) or "none"
+            extra = ", ".join(sorted(two - one)[:5]) or "none"
+            problems.append(
+                DataError(
+                    "the evaluations are not of the same cases", code="E350", file=file, field=", ".join(key),
+                    expected=f"the {len(one)} cases of {names[0]}",
+                    found=f"{len(two)} cases in {name}; lacking {missing}; extra {extra}",
+                    fix="evaluate all of them against the same references",
+                )
+            )  # fmt: skip
+            break  # one message for each table: the other scores say the same
+    if problems:
+        raise collect(problems)
+
+
+def _direction(metric: str) -> str:
+    from medseg.metrics import METRICS
+
+    known = METRICS.get(metric.split("@")[0].split(" ")[0].split("(")[0])
+    return "none" if known is None else known.better
+
+
+def _shown(keys: Mapping[tuple[str, str], Any]) -> str:
+    names = [" ".join(key) for key in keys]
+    return ", ".join(names[:6]) + (f" ... {len(names)} in all" if len(names) > 6 else "")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"
+
+
+def _csv(result: Comparison) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = list(Difference.__dataclass_fields__)
+    writer.writerow(columns)
+    for d in result.differences:
+        cells = asdict(d)
+        writer.writerow([quote_cell(cells[c]) if isinstance(cells[c], str) else repr(cells[c]) for c in columns])
+    return out.getvalue()

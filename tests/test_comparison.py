@@ -1,0 +1,141 @@
+"""Comparison: the same cases paired, verdicts only where there is evidence, mismatched pairs refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from medseg.comparison import compare
+from medseg.errors import DataError, UsageError
+from medseg.tables import POOLED, SCHEMA, ScoreRow, write_cases, write_summary
+
+
+def scores(folder, values, *, metric="Dice", unit="", label="liver", cases=None, better=None, groups=None):
+    rows = [
+        ScoreRow(case, label, metric, float(v), unit, "scored", "d")
+        for case, v in zip(cases or [f"c{n}" for n in range(len(values))], values, strict=True)
+    ]
+    rows.append(ScoreRow(POOLED, label, "PooledDice", 0.5, "", "scored", "d"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cases(folder / "cases.csv", rows)
+    if better or groups:
+        entry = {"label": label, "metric": metric, "unit": unit, "better": better or "higher"}
+        write_summary(folder / "summary.json", {"schema": SCHEMA, "scores": [entry], "groups": groups or {}})
+    return folder
+
+
+@pytest.fixture
+def base():
+    return np.random.default_rng(0).beta(8, 2, 60)
+
+
+def test_better_worse_and_no_difference(tmp_path, base):
+    noise = np.random.default_rng(1).normal(0, 0.01, 60)
+    a = scores(tmp_path / "a", base)
+    b = scores(tmp_path / "b", base + 0.02 + noise)
+    c = scores(tmp_path / "c", base - 0.02 + noise)
+    d = scores(tmp_path / "d", base + noise - noise.mean())
+    result = compare(a, b, c, d, output=tmp_path / "out")
+    assert [x.verdict for x in result.differences] == ["better", "worse", "no difference shown"]
+    first = result.differences[0]
+    assert first.difference == pytest.approx((0.02 + noise).mean())
+    assert first.low < first.difference < first.high
+    assert first.p <= first.p_holm
+    assert (first.first, first.second, first.n, first.better) == ("a", "b", 60, "higher")
+    text = result.text()
+    assert "better" in text
+    assert "b against a, 60 cases" in text
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == json.loads(json.dumps(result.as_dict()))
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        assert [row["verdict"] for row in csv.DictReader(file)] == ["better", "worse", "no difference shown"]
+
+
+def test_lower_is_better_for_distances_and_signed_errors_are_not_judged(tmp_path, base):
+    a = scores(tmp_path / "a", base * 10, metric="HD95", unit="mm")
+    b = scores(tmp_path / "b", base * 10 - 0.5, metric="HD95", unit="mm")
+    assert compare(a, b).differences[0].verdict == "better"
+    a = scores(tmp_path / "a", base, metric="VolumeError", unit="mL")
+    b = scores(tmp_path / "b", base - 0.5, metric="VolumeError", unit="mL")
+    assert compare(a, b).differences[0].verdict == "not judged"
+
+
+def test_the_same_table_shows_no_difference(tmp_path, base):
+    a = scores(tmp_path / "x" / "a", base)
+    b = scores(tmp_path / "y" / "a", base)
+    (one,) = compare(a, b).differences
+    assert (one.verdict, one.difference, one.p_holm) == ("no difference shown", 0.0, 1.0)
+    assert (one.first, one.second) == ("x/a", "y/a")
+
+
+def test_holm_makes_a_verdict_harder_the_more_is_compared(tmp_path):
+    generator = np.random.default_rng(3)
+    base = generator.beta(8, 2, 40)
+    step = generator.normal(0.004, 0.011, 40)  # alone just significant
+    a = scores(tmp_path / "a", base)
+    b = scores(tmp_path / "b", base + step)
+    alone = compare(a, b).differences[0]
+    others = [scores(tmp_path / f"o{n}", base + generator.normal(0, 0.01, 40)) for n in range(6)]
+    together = compare(a, b, *others).differences[0]
+    assert alone.verdict == "better"
+    assert alone.p == together.p
+    assert together.p_holm == pytest.approx(min(1, 7 * alone.p))
+    assert together.verdict == "no difference shown"
+
+
+def test_patients_are_the_unit_where_they_are_known(tmp_path):
+    # one patient of ten makes all the difference with its many cases
+    values = np.concatenate([np.full(50, 0.5), np.full(9, 0.5)])
+    other = np.concatenate([np.full(50, 0.6), np.full(9, 0.5) - 1e-3 * np.arange(9)])
+    groups = {f"c{n}": "p0" if n < 50 else f"p{n}" for n in range(59)}
+    a = scores(tmp_path / "a", values, groups=groups)
+    b = scores(tmp_path / "b", other, groups=groups)
+    (grouped,) = compare(a, b).differences
+    assert grouped.patients == 10
+    assert grouped.verdict == "no difference shown"
+    (a / "summary.json").unlink()
+    (single,) = compare(a, b).differences
+    assert single.verdict == "better"
+
+
+def test_other_cases_are_refused_and_named(tmp_path, base):
+    a = scores(tmp_path / "a", base)
+    b = scores(tmp_path / "b", base[:-1])
+    c = scores(tmp_path / "c", base, cases=[f"d{n}" for n in range(60)])
+    with pytest.raises(DataError) as caught:
+        compare(a, b)
+    assert "lacking c59" in caught.value.found
+    assert caught.value.exit_code == 3
+    with pytest.raises(DataError) as caught:
+        compare(a, b, c)
+    assert len(caught.value.problems) == 2
+
+
+def test_other_refusals(tmp_path, base):
+    a = scores(tmp_path / "a", base)
+    with pytest.raises(UsageError, match="two evaluations"):
+        compare(a)
+    with pytest.raises(DataError, match="no scores here"):
+        compare(a, tmp_path / "absent")
+    with pytest.raises(UsageError, match="in common"):
+        compare(a, scores(tmp_path / "b", base, label="spleen"))
+    with pytest.raises(DataError, match="twice"):
+        compare(a, scores(tmp_path / "d", base[:2], cases=["c1", "c1"]))
+    write_cases(tmp_path / "a" / "cases.csv", [])
+    with pytest.raises(DataError, match="empty"):
+        compare(a, a)
+
+
+def test_scores_that_only_one_has_are_told(tmp_path, base):
+    a = scores(tmp_path / "a", base)
+    b = scores(tmp_path / "b" / "validation", base)
+    rows = [ScoreRow(f"c{n}", "liver", "IoU", 0.5, "", "scored", "d") for n in range(60)]
+    from medseg.tables import read_cases
+
+    write_cases(b / "cases.csv", [*read_cases(b / "cases.csv"), *rows])
+    result = compare(a, tmp_path / "b")
+    assert len(result.differences) == 1
+    assert "liver IoU" in result.notes[0]
+    assert "liver IoU" in result.text()
