@@ -172,7 +172,10 @@ def _read_slice(file: Path, place: int) -> Slice | None:
             warnings.simplefilter("ignore")
             data = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
             if "Rows" not in data or "Columns" not in data:
-                return None  # DICOMDIR, reports, structure sets
+                kind = pydicom.uid.UID(data.file_meta.MediaStorageSOPClassUID).name
+                if "Storage" in kind and "Image" not in kind:
+                    return None  # DICOMDIR, reports, structure sets
+                raise ValueError("no image size")  # an image that ends before it
             return _facts(data, file, place)
     except Exception as error:  # pydicom raises what it likes on bad headers
         found = f"file {place + 1} in order of name: {type(error).__name__}"

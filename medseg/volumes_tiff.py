@@ -104,12 +104,12 @@ def _cut(file: Any, page: Any, rows: tuple, columns: tuple, bands: int) -> np.nd
         for down_index in range(low_row // step_rows, -(-high_row // step_rows)):
             for across_index in range(low_column // step_columns, -(-high_column // step_columns)):
                 index = (plane * down + down_index) * across + across_index
+                if not page.databytecounts[index]:
+                    continue  # a sparse segment: zeros by definition
                 file.filehandle.seek(page.dataoffsets[index])
                 data = file.filehandle.read(page.databytecounts[index])
                 tables = page.jpegtables
                 segment = page.decode(data, index, **({"jpegtables": tables} if tables is not None else {}))[0]
-                if segment is None:
-                    continue  # a sparse segment: zeros by definition
                 block = segment[0]
                 top, left = down_index * step_rows, across_index * step_columns
                 a, b = max(low_row, top), min(high_row, top + block.shape[0], height)
