@@ -12,7 +12,7 @@ import torch
 from medseg.errors import UsageError
 from medseg.inference.tiling import spread
 
-__all__ = ["WindowPlan", "importance_1d", "plan_windows"]
+__all__ = ["WindowPlan", "importance_1d", "plan_windows", "shares"]
 
 
 @dataclass(frozen=True)
@@ -108,3 +108,19 @@ def importance_1d(size: int, sigma_share: float = 0.125) -> torch.Tensor:
     sigma = size * sigma_share
     # the floor keeps a voxel that only a window's corner covers from being divided by nearly nothing
     return torch.exp(-(position**2) / (2 * sigma**2)).clamp_min_(1e-3)
+
+
+def shares(starts: Sequence[int], extent: int, length: int, sigma_share: float = 0.125) -> list[torch.Tensor]:
+    """What each window of an axis contributes to its voxels: its importance / the importance of all windows there.
+
+    Windows form a grid, so the importance of all windows at a voxel is the product of sums along each axis; with shares
+    as weights no sum of weights is accumulated, and accumulators stay in the range of the logits.
+
+    >>> [share.tolist() for share in shares((0, 2), 3, 5)]
+    [[1.0, 1.0, 0.5], [0.5, 1.0, 1.0]]
+    """
+    importance = importance_1d(extent, sigma_share)
+    total = torch.zeros(length)
+    for start in starts:
+        total[start : start + extent] += importance[: length - start]
+    return [importance[: length - start] / total[start : start + extent] for start in starts]

@@ -6,6 +6,7 @@ Overlapping windows are averaged with an importance that falls off from their ce
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from medseg.errors import UsageError
-from medseg.inference.blending import WindowPlan, importance_1d, plan_windows
+from medseg.inference.blending import WindowPlan, plan_windows, shares
 from medseg.inference.passes import is_out_of_memory, memory_error
 from medseg.inference.streams import Block, TileInferer, passes_at_once
 from medseg.inference.tiling import spread
@@ -105,16 +106,20 @@ class GaussianTileInferer(TileInferer):
         limit = passes_at_once(self.batch, passes)
         plan = self.plan(size, networks[0], axis=axis, batch=max(1, limit // len(passes.flips)))
         axis = plan.axis
-        weight = _product([importance_1d(n, self.sigma) for n in plan.output])
+        weights = [
+            dict(zip(starts, shares(starts, extent, length, self.sigma), strict=True))
+            for starts, extent, length in zip(plan.starts, plan.output, size, strict=True)
+        ]
         others = [starts for a, starts in enumerate(plan.starts) if a != axis]
-        sums = norm = None
+        sums = norm = None  # norm: shares that were added, needed only where masked windows leave some out
         held = 0  # first voxel of the accumulators along the slab axis
         done = 0
         constant: tuple[Any, torch.Tensor] | None = None
         for row, (begin, end) in enumerate(plan.slabs):
             first = plan.starts[axis][row]
             places = [(*rest[:axis], first, *rest[axis:]) for rest in itertools.product(*others)]
-            norm = _shifted(norm, axis, begin - held, plan.output[axis], size, (), torch.float32)
+            if mask is not None:
+                norm = _shifted(norm, axis, begin - held, plan.output[axis], size, (), torch.float32)
             if sums is not None:
                 sums = _shifted(sums, axis, begin - held, plan.output[axis], size, sums.shape[:1], sums.dtype)
             held = begin
@@ -135,7 +140,7 @@ class GaussianTileInferer(TileInferer):
                     if sums is None:
                         dtype = self._dtype(values.shape[0], plan)
                         sums = _shifted(None, axis, 0, plan.output[axis], size, values.shape[:1], dtype)
-                    _add(sums, norm, values, weight, place, plan, held)
+                    _add(sums, norm, values, weights, place, plan, held)
                 done += len(group)
                 if self.progress is not None:
                     self.progress(done, plan.count)
@@ -143,8 +148,9 @@ class GaussianTileInferer(TileInferer):
             start[axis], stop[axis] = begin, end
             values = None
             if sums is not None:
-                finished = sums.narrow(axis + 1, 0, end - begin).float()
-                values = finished / norm.narrow(axis, 0, end - begin).clamp_min(1e-12)
+                values = sums.narrow(axis + 1, 0, end - begin).to(torch.float32, copy=True)
+                if norm is not None:
+                    values /= norm.narrow(axis, 0, end - begin).clamp_min(1e-6)
             yield Block(tuple(start), tuple(stop), values, end)
 
     def _dtype(self, classes: int, plan: WindowPlan) -> torch.dtype:
@@ -164,13 +170,6 @@ class GaussianTileInferer(TileInferer):
             if is_out_of_memory(error):
                 raise memory_error(error, plan.window, "give a smaller roi_size or fewer mirrors") from error
             raise
-
-
-def _product(factors: Sequence[torch.Tensor]) -> torch.Tensor:
-    weight = factors[0]
-    for factor in factors[1:]:
-        weight = weight[..., None] * factor
-    return weight
 
 
 def _box(place: Sequence[int], plan: WindowPlan, size: Sequence[int]) -> tuple[slice, ...]:
@@ -203,24 +202,26 @@ def _shifted(
 
 def _add(
     sums: torch.Tensor,
-    norm: torch.Tensor,
+    norm: torch.Tensor | None,
     values: torch.Tensor,
-    weight: torch.Tensor,
+    weights: Sequence[dict[int, torch.Tensor]],
     place: Sequence[int],
     plan: WindowPlan,
     held: int,
 ) -> None:
-    target, source = [], []
-    for a, (first, extent, length) in enumerate(zip(place, plan.output, plan.image_size, strict=True)):
+    target, source, factors = [], [], []
+    for a, first in enumerate(place):
+        factor = weights[a][first]
         begin = first - held if a == plan.axis else first
-        count = min(extent, length - first)
-        target.append(slice(begin, begin + count))
-        source.append(slice(0, count))
-    part = weight[tuple(source)]
+        target.append(slice(begin, begin + len(factor)))
+        source.append(slice(0, len(factor)))
+        factors.append(factor)
+    weight = functools.reduce(lambda product, factor: product[..., None] * factor, factors)
     chosen = values[(slice(None), *source)]
     if sums.dtype == torch.float32:
-        sums[(slice(None), *target)].addcmul_(chosen, part)
+        sums[(slice(None), *target)].addcmul_(chosen, weight)
     else:
         for total, channel in zip(sums, chosen, strict=True):  # one channel at a time: no float32 copy of all classes
-            total[tuple(target)] += (channel * part).to(sums.dtype)
-    norm[tuple(target)].add_(part)
+            total[tuple(target)] += (channel * weight).to(sums.dtype)
+    if norm is not None:
+        norm[tuple(target)].add_(weight)

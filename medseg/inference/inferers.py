@@ -165,6 +165,7 @@ class OverlapTileInferer(TileInferer):
     ) -> Iterator[Block]:
         # windows of one constant value (air, padding) give the same output wherever they are: computed once
         known: tuple[Any, torch.Tensor] | None = None
+        finished = done
         rows = [(slab, tiles) for slab, tiles in plan.rows() if slab[1] > done]
         total, count = sum(len(tiles) for _, tiles in rows), 0
         limit = passes_at_once(self.batch, passes)
@@ -191,7 +192,7 @@ class OverlapTileInferer(TileInferer):
                         output = outputs[place[id(tile)]]
                         values = output if output is not None else known[1]  # type: ignore[index]
                         values = values[(slice(None), *tile.crop)]
-                    yield Block(tile.start, tile.stop, values, slab[1] if last else done)
+                    yield _cut(Block(tile.start, tile.stop, values, slab[1] if last else done), plan.axis, finished)
                 done = slab[1] if group[-1] is tiles[-1] else done
                 if self.progress is not None:
                     self.progress(count, total)
@@ -200,6 +201,17 @@ class OverlapTileInferer(TileInferer):
 def _probe_size(plan: TilePlan) -> tuple[int, ...]:
     """A legal window of moderate size to measure memory with; the plan's own, as nothing is computed."""
     return plan.window
+
+
+def _cut(block: Block, axis: int, low: int) -> Block:
+    """The part of a block from `low` on: after a new plan its first row may begin in what was finished before."""
+    if block.start[axis] >= low:
+        return block
+    values = block.values
+    if values is not None:
+        values = values.narrow(axis + 1, low - block.start[axis], block.stop[axis] - low)
+    start = (*block.start[:axis], low, *block.start[axis + 1 :])
+    return Block(start, block.stop, values, block.complete)
 
 
 def _box(tile: Tile) -> tuple[slice, ...]:

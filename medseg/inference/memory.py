@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -62,22 +63,24 @@ def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dt
 def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: bool = False) -> float:
     """Bytes of memory per voxel of an input window of `size`, with the workspace of the convolutions.
 
-    Linear in the number of voxels to a few percent, so that one legal `size` of moderate extent serves for all.
+    Linear in the number of voxels to a few percent. A network that cannot run on the meta device (it looks at values)
+    runs once, for real, on a window of 32 voxels a side.
     """
-    voxels = 1
-    for n in size:
-        voxels *= int(n)
+    shape = (1, channels, *(int(n) for n in size))
     try:
-        peak = peak_activation_bytes(network, (1, channels, *size))
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise UsageError(
-            "the memory that this network needs cannot be told without running it",
-            field="max_ram",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            fix="give `tile` instead of a memory limit",
-        ) from error
+        peak = peak_activation_bytes(network, shape)
+    except (RuntimeError, NotImplementedError, TypeError):
+        legal = getattr(network, "legal_size", None)
+        if legal is not None:
+            raise  # medseg's own networks run on meta: this is a fault of the call, and the message says which
+        shape = (1, channels, *(min(32, n) for n in shape[2:]))
+        device = next((p.device for p in network.parameters()), None) if isinstance(network, torch.nn.Module) else None
+        image = torch.zeros(shape, device=device)
+        with torch.inference_mode(), _LiveBytes() as live:
+            network(image)
+        peak = live.peak + image.nbytes
     # autocast keeps activations in 2 bytes, but casts of the input and of the weights come on top
-    return peak / voxels * WORKSPACE * (0.6 if half else 1.0)
+    return peak / math.prod(shape[2:]) * WORKSPACE * (0.6 if half else 1.0)
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:

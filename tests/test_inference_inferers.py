@@ -1,0 +1,277 @@
+"""The inferers against one pass over the whole image, an identity network, and a slow definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medseg.errors import ResourceError, UsageError
+from medseg.inference import GaussianTileInferer, OverlapTileInferer
+from medseg.inference.memory import bytes_per_voxel, parse_bytes, peak_activation_bytes
+from medseg.inference.passes import mirror_axes
+from medseg.inference.windows import constant_value, mirror_index, read_window
+from medseg.networks import UNet
+
+
+class Identity(torch.nn.Module):
+    exact_under_tiling = True
+
+    def __init__(self, dims, context=3, divisor=2):
+        super().__init__()
+        self.spatial_dims, self.context, self.divisor = dims, (context,) * dims, (divisor,) * dims
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(tuple(images.shape))
+        return images
+
+
+def small_unet(dims, padding, **options):
+    torch.manual_seed(0)
+    channels = (4, 8, 8) if dims == 2 else (4, 8)
+    network = UNet(spatial_dims=dims, in_channels=1, out_channels=3, channels=channels, padding=padding, **options)
+    return network.eval()
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("mirror", [False, True, (0,)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mirror: OverlapTileInferer(tile=12, mirror=mirror),
+        lambda mirror: OverlapTileInferer(tile=12, mirror=mirror, border="mirror", batch=3),
+        lambda mirror: OverlapTileInferer(mirror=mirror),
+        lambda mirror: GaussianTileInferer(8, mirror=mirror),
+        lambda mirror: GaussianTileInferer(8, 0.25, mirror=mirror, batch=4),
+    ],
+)
+def test_identity_network_gives_the_input_back(dims, mirror, make):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn((2, 2, *(17, 23, 11)[:dims]), generator=generator)
+    result = make(mirror)(image, Identity(dims))
+    if mirror:  # probabilities are averaged
+        result, image = result.softmax(1), image.softmax(1)
+    assert torch.allclose(result, image, atol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_tiled_equals_whole(dims, padding, mirror):
+    network = small_unet(dims, padding, norm="batch" if padding == "same" else None)
+    size = (121, 90) if dims == 2 else (20, 17, 45)
+    image = torch.randn((1, 1, *size), generator=torch.Generator().manual_seed(2))
+    tile = [2 * c + (16 if dims == 2 else 8) for c in network.context]
+    whole = OverlapTileInferer(mirror=mirror)(image, network)
+    inferer = OverlapTileInferer(tile=tile, mirror=mirror, batch=3)
+    assert len(inferer.plan(size, network).tiles) > 1
+    scale = max(1.0, float(whole.abs().max()))
+    assert float((inferer(image, network) - whole).abs().max()) <= 1e-5 * scale
+
+
+def test_whole_is_the_networks_own_pass_when_padded():
+    network = small_unet(2, "same", norm="batch")
+    image = torch.randn((1, 1, 64, 48), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.allclose(OverlapTileInferer()(image, network), network(image), atol=1e-6)
+
+
+def test_whole_is_the_mirrored_image_when_unpadded():
+    network = small_unet(2, "valid")
+    size = network.output_size(network.legal_size((100, 100)))
+    image = torch.randn((1, 1, *size), generator=torch.Generator().manual_seed(3))
+    around = network.context[0]
+    padded = np.pad(image.numpy(), ((0, 0), (0, 0), (around, around), (around, around)), mode="reflect")
+    with torch.no_grad():
+        expected = network(torch.from_numpy(padded))
+    assert torch.allclose(OverlapTileInferer()(image, network), expected, atol=1e-5)
+
+
+def test_too_little_context_would_be_seen():
+    network = small_unet(2, "same", norm="batch")
+    image = torch.randn((1, 1, 96, 96), generator=torch.Generator().manual_seed(4))
+    whole = OverlapTileInferer()(image, network)
+    short = OverlapTileInferer(tile=40, context=4, divisor=4)(image, network)
+    assert float((short - whole).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["numpy-like", "negative", "far"])
+def test_mirrored_windows_equal_numpy_pad(name):
+    image = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
+    start, size = {"numpy-like": ((-2, -3), (9, 12)), "negative": ((-20, -1), (6, 5)), "far": ((3, 30), (9, 4))}[name]
+    wide = np.pad(image, ((0, 0), (40, 40), (40, 40)), mode="reflect")
+    expected = wide[:, start[0] + 40 : start[0] + 40 + size[0], start[1] + 40 : start[1] + 40 + size[1]]
+    assert np.array_equal(read_window(torch.from_numpy(image), start, size).numpy(), expected)
+
+
+def test_mirror_of_one_voxel():
+    assert mirror_index(-2, 4, 1).tolist() == [0, 0, 0, 0]
+
+
+def test_gaussian_equals_its_slow_definition():
+    network = small_unet(2, "same", norm="instance")
+    image = torch.randn((1, 1, 40, 52), generator=torch.Generator().manual_seed(5))
+    inferer = GaussianTileInferer(24, 0.5)
+    plan = inferer.plan((40, 52), network)
+    total, norm = np.zeros((3, 40, 52)), np.zeros((40, 52))
+    position = np.arange(24) - 11.5
+    weight = np.maximum(np.exp(-(position**2) / (2 * 3.0**2)), 1e-3)
+    weight = weight[:, None] * weight
+    for i in plan.starts[0]:
+        for j in plan.starts[1]:
+            with torch.no_grad():
+                out = network(image[..., i : i + 24, j : j + 24])[0].double().numpy()
+            total[:, i : i + 24, j : j + 24] += out * weight
+            norm[i : i + 24, j : j + 24] += weight
+    assert np.allclose(inferer(image, network)[0].numpy(), total / norm, atol=1e-4)
+
+
+def test_mirror_passes_and_ensembles_are_means_of_probabilities():
+    one, two = small_unet(2, "same", norm="batch"), small_unet(2, "same", norm="batch")
+    with torch.no_grad():
+        for value in two.parameters():
+            value.add_(0.05)
+    image = torch.randn((1, 32, 24), generator=torch.Generator().manual_seed(6))
+    blocks = list(OverlapTileInferer(mirror=True).blocks(image, [one, two]))
+    expected = torch.zeros(1, 3, 32, 24)
+    with torch.no_grad():
+        for network in (one, two):
+            for axes in ((), (2,), (3,), (2, 3)):
+                expected += network(image[None].flip(axes)).softmax(1).flip(axes) / 8
+    assert torch.allclose(blocks[0].values.softmax(0), expected[0], atol=1e-5)
+
+
+def test_one_class_averages_sigmoids():
+    def bias(images):
+        return images * 0 + 2.0
+
+    image = torch.zeros(1, 1, 8, 8)
+    result = OverlapTileInferer(mirror=True)(image, bias)
+    assert torch.allclose(result, torch.full_like(image, 2.0), atol=1e-5)
+
+
+def test_constant_windows_are_computed_once_and_change_nothing():
+    network = Identity(2)
+    image = torch.zeros(1, 1, 96, 96)
+    image[..., 40:50, 40:50] = 1.0
+    assert torch.equal(OverlapTileInferer(tile=18)(image, network), image)
+    tiles = len(OverlapTileInferer(tile=18).plan((96, 96), network).tiles)
+    assert sum(size[0] for size in network.sizes) < tiles / 2
+    assert constant_value(torch.ones(2, 3, 3)) == (1.0, 1.0)
+    assert constant_value(torch.arange(9.0).view(1, 3, 3)) is None
+
+
+def test_masked_tiles_are_skipped_and_labelled_ones_never():
+    network = Identity(2)
+    image = torch.randn((1, 64, 64), generator=torch.Generator().manual_seed(7))
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[30, 30] = True
+    for inferer in (OverlapTileInferer(tile=18), GaussianTileInferer(16)):
+        seen = torch.zeros(64, 64)
+        for block in inferer.blocks(image, [network], mask=mask):
+            if block.values is not None:
+                box = tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
+                seen[box] = torch.isclose(block.values[0], image[(0, *box)], atol=1e-5).float()
+        assert seen[30, 30] == 1
+
+
+class Greedy(torch.nn.Module):
+    """An identity that runs out of memory on windows above a size, as a small machine would."""
+
+    spatial_dims, context, divisor, exact_under_tiling = 2, (2, 2), (2, 2), True
+
+    def __init__(self, limit, error):
+        super().__init__()
+        self.limit, self.error, self.calls = limit, error, []
+
+    def forward(self, images):
+        if images.device.type != "meta":
+            self.calls.append(images.shape)
+            if images.numel() > self.limit:
+                raise self.error
+        return images * 1.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_gives_a_smaller_plan(error):
+    image = torch.randn((1, 1, 200, 150), generator=torch.Generator().manual_seed(8))
+    network = Greedy(3000, error)
+    assert torch.equal(OverlapTileInferer()(image, network), image)
+
+
+def test_out_of_memory_keeps_finished_slabs():
+    network = Greedy(10**9, MemoryError())
+    image = torch.randn((1, 60, 200), generator=torch.Generator().manual_seed(9))
+    result = torch.full((60, 200), float("nan"))
+    inferer = OverlapTileInferer(max_ram=60 * 40 * 12)
+    written = []
+    for number, block in enumerate(inferer.blocks(image, [network])):
+        box = tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
+        assert bool(torch.isnan(result[box]).all())  # nothing comes twice
+        result[box] = block.values[0]
+        written.append(block.complete)
+        if number == 3:
+            network.limit = 500  # memory became short half-way
+    assert torch.equal(result, image[0])
+    large = [size for size in network.calls if size.numel() > 500]
+    assert len(large) <= 6  # the first four, and the one that failed (twice at most)
+
+
+def test_out_of_memory_for_good_is_told():
+    image = torch.zeros(1, 1, 64, 64) + torch.arange(64.0)
+    with pytest.raises(ResourceError, match="out of memory"):
+        OverlapTileInferer()(image, Greedy(10, MemoryError()))
+    with pytest.raises(ResourceError, match="out of memory"):
+        GaussianTileInferer(16)(image, Greedy(10, MemoryError()))
+
+
+def test_other_errors_are_not_hidden():
+    def broken(images):
+        raise RuntimeError("shape mismatch")  # on the meta device too
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        OverlapTileInferer(context=1)(torch.zeros(1, 1, 8, 8), broken)
+
+
+def test_half_precision_accumulators_are_near():
+    image = torch.randn((1, 1, 40, 40), generator=torch.Generator().manual_seed(10))
+    network = Identity(2)
+    result = GaussianTileInferer(16, accumulate="float16")(image, network)
+    assert torch.allclose(result, image, atol=5e-3)
+
+
+def test_network_without_context_is_taken_whole_or_refused():
+    image = torch.randn((1, 1, 20, 20), generator=torch.Generator().manual_seed(11))
+    assert torch.equal(OverlapTileInferer()(image, torch.nn.Identity()), image)
+    with pytest.raises(UsageError, match="does not state its context"):
+        OverlapTileInferer(tile=10)(image, torch.nn.Identity())
+
+
+def test_wrong_dimensions_and_options_are_refused():
+    network = small_unet(3, "same", norm="batch")
+    with pytest.raises(UsageError, match="dimensions"):
+        OverlapTileInferer()(torch.zeros(1, 1, 16, 16), network)
+    with pytest.raises(UsageError, match="precision"):
+        OverlapTileInferer(precision="fp8")(torch.zeros(1, 1, 16, 16), torch.nn.Identity())
+    with pytest.raises(UsageError, match="batch"):
+        OverlapTileInferer(batch=0)
+    with pytest.raises(UsageError, match="mirror"):
+        mirror_axes((3,), 2)
+    with pytest.raises(UsageError, match="memory"):
+        parse_bytes("three")
+
+
+def test_activation_bytes_are_those_of_the_largest_moment():
+    # input 1 + output 8 channels live together; ReLU in place of nothing: 8 + 8 while it runs
+    chain = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 1, 1))
+    assert peak_activation_bytes(chain, (1, 1, 32, 32)) == pytest.approx(32 * 32 * 4 * (1 + 8 + 8), rel=0.07)
+    small, large = (bytes_per_voxel(small_unet(3, "same", norm="batch"), 1, (n,) * 3) for n in (32, 96))
+    assert small == pytest.approx(large, rel=0.05)
