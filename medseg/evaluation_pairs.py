@@ -12,7 +12,7 @@ from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geom
 
 __all__ = ["Pair", "Reading", "check_grids", "find_predictions", "match_folders", "pair_cases"]
 
-SIDE_FILES = ("_overlay", "_probabilities", "_uncertainty")  # written by predict beside the label images
+SIDE_FILES = ("_overlay",)  # written by predict beside the label images
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,8 @@ def describe_grid(geometry: Geometry) -> str:
 
 
 def _probabilities(folder: Path) -> dict[str, Path]:
-    return {
-        path.name.removesuffix(".zarr").removesuffix("_probabilities"): path for path in sorted(folder.glob("*.zarr"))
-    }
+    end = ".probabilities.zarr"  # the name that predict gives them
+    return {path.name.removesuffix(end): path for path in sorted(folder.glob("*" + end))}
 
 
 def _some(names: Iterable[str]) -> str:
