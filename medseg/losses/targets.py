@@ -1,0 +1,69 @@
+"""What the losses share: targets checked and brought to one shape, and weights that may say "ignore this voxel"."""
+
+from __future__ import annotations
+
+import torch
+
+from medseg.errors import GeometryError, LabelError, UsageError
+
+__all__ = ["align_target", "align_weight"]
+
+
+def align_target(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The target as int64 (B, *spatial), whichever of its two shapes it came in.
+
+    Args:
+        logits: (B, K, *spatial) floating; K = 1 means one sigmoid channel.
+        target: (B, 1, *spatial) or (B, *spatial), integer class indices.
+
+    Raises:
+        LabelError: soft (floating) targets.
+        GeometryError: another shape than the logits'.
+    """
+    if logits.ndim < 3 or not logits.is_floating_point():
+        raise UsageError(
+            "logits need a class axis", field="logits", expected="floating (B, K, *spatial)", found=_shape(logits)
+        )
+    if target.is_floating_point() or target.is_complex():
+        raise LabelError(
+            "soft targets are not supported", field="target", expected="integer class indices", found=target.dtype
+        )
+    spatial = logits.shape[2:]
+    if target.ndim == logits.ndim and target.shape[1] == 1:
+        target = target[:, 0]
+    if target.shape != (logits.shape[0], *spatial):
+        raise GeometryError(
+            "target and logits differ in shape",
+            field="target",
+            expected=f"(B, *{tuple(spatial)})",
+            found=_shape(target),
+        )
+    return target.long()
+
+
+def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor | None:
+    """The weight as float32 (B, *spatial); None stays None.
+
+    Raises:
+        GeometryError: another shape than the logits'.
+        UsageError: not floating.
+    """
+    if weight is None:
+        return None
+    if not weight.is_floating_point():
+        raise UsageError("weights are floating", field="weight", expected="float32", found=weight.dtype)
+    spatial = logits.shape[2:]
+    if weight.ndim == logits.ndim and weight.shape[1] == 1:
+        weight = weight[:, 0]
+    if weight.shape != (logits.shape[0], *spatial):
+        raise GeometryError(
+            "weight and logits differ in shape",
+            field="weight",
+            expected=f"(B, *{tuple(spatial)})",
+            found=_shape(weight),
+        )
+    return weight.float()
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
