@@ -11,6 +11,7 @@ import gzip
 import math
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def read_itk(path: Path, format: str, *, case: str | None = None) -> Raw:
     import SimpleITK
 
     path = require_file(path, case=case)
-    _check_length(path, format, case)
+    checksum = _check_length(path, format, case)
     reader = _reader(path, case)
     geometry, bands, dtype = _facts(reader, path, case)
     try:
@@ -48,6 +49,9 @@ def read_itk(path: Path, format: str, *, case: str | None = None) -> Raw:
     except RuntimeError as error:
         raise _corrupt(path, case, error) from None
     array = SimpleITK.GetArrayFromImage(image)  # (k, j, i[, band])
+    # ITK goes on with zeros when unpacking fails half-way: the bytes must be those that were verified
+    if bands == 1 and checksum not in (zlib.crc32(array.data), zlib.crc32(array.byteswap().data)):
+        raise _corrupt(path, case, "the voxels read are not those in the file")
     spatial = 3 if len(geometry.shape) == 3 else 2
     array = array.reshape(tuple(reversed(geometry.shape)) + ((bands,) if bands > 1 else ()))
     array = array.transpose(*reversed(range(spatial)), *range(spatial, array.ndim))
@@ -112,20 +116,19 @@ def _facts(reader: Any, path: Path, case: str | None) -> tuple[Geometry, int, np
     return Geometry.of(shape, affine), bands, np.dtype(f"{letter}{width}")
 
 
-def _check_length(path: Path, format: str, case: str | None) -> None:
+def _check_length(path: Path, format: str, case: str | None) -> int:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if format == "nrrd":
         if not head.startswith(b"NRRD000"):
             raise _not(path, case, "NRRD", head)
-        _check_nrrd(path, head, case)
-    else:
-        if not re.match(rb"\s*\w+ *=", head):
-            raise _not(path, case, "MetaImage", head)
-        _check_meta(path, head, case)
+        return _check_nrrd(path, head, case)
+    if not re.match(rb"\s*\w+ *=", head):
+        raise _not(path, case, "MetaImage", head)
+    return _check_meta(path, head, case)
 
 
-def _check_meta(path: Path, head: bytes, case: str | None) -> None:
+def _check_meta(path: Path, head: bytes, case: str | None) -> int:
     fields: dict[str, str] = {}
     position = 0
     for line in head.splitlines(keepends=True):
@@ -144,13 +147,17 @@ def _check_meta(path: Path, head: bytes, case: str | None) -> None:
         raise _corrupt(path, case, f"field {error}") from None
     if source.upper().startswith("LIST") or "%" in source:
         raise FormatError("a MetaImage in several files", code="E307", case=case, file=path, fix="save it as .mha")
+    if fields.get("BinaryData", "True").lower() != "true":
+        raise FormatError("a MetaImage with text data", code="E307", case=case, file=path, fix="save it as binary")
     packed = fields.get("CompressedData", "False").lower() == "true"
     data = _beside(path, source, case) if source.upper() != "LOCAL" else path
-    skip = position if data == path else max(int(fields.get("HeaderSize", 0) or 0), 0)
-    _check_stream(path, data, skip, needed, "zlib" if packed else "raw", case)
+    skip = position if data == path else int(fields.get("HeaderSize", 0) or 0)
+    if skip < 0:  # the data are the last bytes of their file
+        skip = max(0, data.stat().st_size - needed)
+    return _check_stream(path, data, skip, needed, "zlib" if packed else "raw", case)
 
 
-def _check_nrrd(path: Path, head: bytes, case: str | None) -> None:
+def _check_nrrd(path: Path, head: bytes, case: str | None) -> int:
     end = re.search(rb"\r?\n\r?\n", head)
     text = head[: end.start()] if end else head
     fields = {}
@@ -179,7 +186,7 @@ def _check_nrrd(path: Path, head: bytes, case: str | None) -> None:
     if encoding not in names:
         fix = "save it with raw or gzip encoding"
         raise FormatError("the encoding cannot be verified", code="E307", case=case, file=path, found=encoding, fix=fix)
-    _check_stream(path, data, skip, math.prod(sizes) * width, names[encoding], case)
+    return _check_stream(path, data, skip, math.prod(sizes) * width, names[encoding], case)
 
 
 def _nrrd_bytes(kind: str) -> int:
@@ -198,44 +205,51 @@ def _beside(path: Path, name: str, case: str | None) -> Path:
     return require_file(path.parent / name, case=case)
 
 
-def _check_stream(path: Path, data: Path, skip: int, needed: int, encoding: str, case: str | None) -> None:
+def _check_stream(path: Path, data: Path, skip: int, needed: int, encoding: str, case: str | None) -> int:
+    """CRC-32 of the `needed` bytes of data, unpacked."""
     size = data.stat().st_size - skip
     if needed < 1:
         raise _corrupt(path, case, f"{needed} bytes of data")
-    if encoding == "raw":
-        if size < needed:
-            raise too_short(path, case, needed, size)
-        return
+    if encoding == "raw" and size < needed:
+        raise too_short(path, case, needed, size)
     if encoding != "bzip2" and size * RATIO < needed:
         raise too_short(path, case, needed, f"at most {size * RATIO}")
-    total = 0
+    total = checksum = 0
     try:
         with data.open("rb") as file:
             file.seek(skip)
-            if encoding == "zlib":
-                stream = zlib.decompressobj()
-                while block := stream.unconsumed_tail or file.read(1 << 20):
-                    total += len(stream.decompress(block, 1 << 22))
-                    if stream.eof or total > needed:
-                        break
-                whole = stream.eof or total >= needed
-            else:
-                opened = gzip.GzipFile(fileobj=file) if encoding == "gzip" else bz2.BZ2File(file)
-                while block := opened.read(1 << 20):
-                    total += len(block)
-                    if total > needed + (64 << 20):
-                        break
-                whole = True
+            for block in _blocks(file, encoding):
+                checksum = zlib.crc32(block[: max(0, needed - total)], checksum)
+                total += len(block)
+                if total > needed:
+                    break
     except (zlib.error, EOFError, OSError, ValueError) as error:
         fix = "copy or download the file again"
         message = "the packed data are damaged"
         raise FormatError(message, code="E304", case=case, file=path, found=error, fix=fix) from None
-    if total < needed or not whole:
+    if total < needed:
         raise too_short(path, case, needed, total)
-    if total > needed:
+    if total > needed and encoding != "raw":
         expected, found = f"{needed} bytes", f"{total} bytes or more"
         message = "the data are longer than the header says"
         raise FormatError(message, code="E306", case=case, file=path, expected=expected, found=found)
+    return checksum
+
+
+def _blocks(file: Any, encoding: str) -> Iterator[bytes]:
+    """Unpacked blocks to the end of the stream, whose own checksum is verified there."""
+    if encoding != "zlib":
+        opened = {"raw": lambda: file, "gzip": lambda: gzip.GzipFile(fileobj=file), "bzip2": lambda: bz2.BZ2File(file)}
+        source = opened[encoding]()
+        while block := source.read(1 << 20):
+            yield block
+        return
+    stream = zlib.decompressobj()
+    while not stream.eof:
+        packed = stream.unconsumed_tail or file.read(1 << 20)
+        if not packed:
+            raise EOFError("the stream ends early")
+        yield stream.decompress(packed, 1 << 22)
 
 
 def _not(path: Path, case: str | None, name: str, head: bytes) -> FormatError:
