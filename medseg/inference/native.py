@@ -90,11 +90,11 @@ class NativeLabels:
     Args:
         grid: the map between the grids.
         threshold: for one class, and for two: foreground where its probability is at least this; None: 0.5 / argmax.
-        dtype: of the labels.
         sink: called with (first plane, planes (..., n)) of the last native axis, in order, as they are finished.
         probabilities: called with (native slices, probabilities (K, *box)) for each finished piece.
 
-    `.labels` (*shape) is complete after `finish()`. Native voxels outside the preprocessed image are background.
+    `.labels` (*shape), uint8 (int16 for more than 256 classes), is complete after `finish()`. Native voxels outside the
+    preprocessed image are background.
     """
 
     def __init__(
@@ -102,18 +102,19 @@ class NativeLabels:
         grid: GridMap,
         *,
         threshold: float | None = None,
-        dtype: type | np.dtype = np.uint8,
         sink: Sink | None = None,
         probabilities: Callable[[tuple[slice, ...], np.ndarray], None] | None = None,
     ) -> None:
         self.grid, self.threshold, self.sink, self.probabilities = grid, threshold, sink, probabilities
-        self.labels = np.zeros(grid.shape, dtype=dtype)
+        self.labels = np.zeros(grid.shape, dtype=np.uint8)
         self._told = 0  # planes given to the sink
         self._buffer = None if grid.exact else SlabBuffer(grid.shape_pre, grid.axis)
         self._next = 0  # next native plane to interpolate, counted in the slabs' direction
 
     def add(self, block: Block) -> None:
         """Take one block of logits (K, *box)."""
+        if block.values is not None and block.values.shape[0] > 256 and self.labels.dtype == np.uint8:
+            self.labels = self.labels.astype(np.int16)
         if self._buffer is None:
             if block.values is not None:
                 self._put(block)

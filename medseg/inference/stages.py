@@ -90,7 +90,7 @@ class Work:
             raise DataError("the file changed while it was read", code="E302", case=job.case, file=job.source)
         sample["channels"] = int(sample["image"].shape[0])
         if sample["native"].kind == "picture":
-            sample["picture"] = np.array(sample["image"])  # the overlay is drawn over it
+            sample["picture"] = sample["image"].as_tensor().numpy().copy()  # the overlay is drawn over it
         for part, transform in zip(self.pipeline.preprocess, self.preprocess, strict=True):
             try:
                 sample = dict(transform(sample))

@@ -1,0 +1,341 @@
+"""The program: formats, failures apart from each other, resume to the byte, shards, names, plan, certificate."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medseg import volumes
+from medseg.cohort import choose_shard, run_cohort, take_shard
+from medseg.component import Component
+from medseg.config import DatasetSpec
+from medseg.errors import DataError, ResourceError, UsageError
+from medseg.inference.outputs import plan_outputs
+from medseg.prediction import predict
+
+
+class Bright(torch.nn.Module):
+    """Foreground where the image is above 100: the right answer is known."""
+
+    exact_under_tiling, out_channels = True, 2
+
+    def __init__(self, dims, channels=1):
+        super().__init__()
+        self.spatial_dims, self.context, self.divisor, self.in_channels = dims, (2,) * dims, (2,) * dims, channels
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        value = (images.mean(1, keepdim=True) - 100) * self.scale
+        return torch.cat([-value, value], 1)
+
+
+def make_model(dims=3, channels=1, preprocess=(), inference=None, postprocess=(), networks=None, colour=None):
+    spec = DatasetSpec.model_validate_json(json.dumps({
+        "name": "made", "title": "made", "modality": "CT", "dims": dims,
+        "channels": ["grey"] if channels == 1 else ["red", "green", "blue"],
+        "colour": colour, "labels": {0: "background", 1: "bright"}, "unit": "mm" if dims == 3 else "px",
+        "files": [{"training": {"image": "{id}.nii.gz", "label": "{id}_label.nii.gz"}}],
+    }))  # fmt: skip
+    pipeline = SimpleNamespace(
+        preprocess=preprocess, postprocess=postprocess, network=Component("Bright"),
+        inference=inference or Component("OverlapTileInferer", {"tile": 14}),
+    )  # fmt: skip
+    networks = networks or (Bright(dims, channels).eval(),)
+    return SimpleNamespace(networks=networks, pipeline=pipeline, dataset=spec, metadata={})
+
+
+def make_volume(path, shape=(20, 18, 16), affine=None, seed=0):
+    rng = np.random.default_rng(seed)
+    array = (rng.random(shape) * 200).astype(np.int16)
+    image = nibabel.Nifti1Image(array, np.diag([0.7, 0.7, 3.5, 1.0]) if affine is None else affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+    return array
+
+
+def test_nifti_in_nifti_out_on_the_same_grid(tmp_path):
+    affine = np.array([[-0.7, 0.1, 0, 5], [0.1, 0.69, 0.2, -9], [0, -0.05, 3.5, 7], [0, 0, 0, 1.0]])
+    q = np.linalg.qr(affine[:3, :3])[0]
+    affine[:3, :3] = q @ np.diag([0.7, 0.7, 3.5])
+    array = make_volume(tmp_path / "a.nii.gz", affine=affine)
+    result = predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", progress=False)
+    assert result.exit_code == 0
+    written, source = nibabel.load(tmp_path / "out" / "a.nii.gz"), nibabel.load(tmp_path / "a.nii.gz")
+    assert np.array_equal(np.asanyarray(written.dataobj), array > 100)
+    assert np.array_equal(written.affine, source.affine)
+    for field in ("sform_code", "qform_code", "xyzt_units"):
+        assert written.header[field] == source.header[field]
+    assert written.get_data_dtype() == np.uint8
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        Component("OverlapTileInferer", {"tile": 14}),
+        Component("OverlapTileInferer", {"mirror": True}),
+        Component("GaussianTileInferer", {"roi_size": 8}),
+    ],
+)
+def test_preprocessing_is_undone(tmp_path, inference):
+    array = make_volume(tmp_path / "a.nii.gz", affine=np.diag([-0.7, -0.7, 3.5, 1.0]))
+    steps = (Component("Orientationd", {"axcodes": "SRA"}),)
+    model = make_model(preprocess=steps, inference=inference)
+    predict(model, tmp_path / "a.nii.gz", tmp_path / "out", progress=False)
+    assert np.array_equal(volumes.read_label(tmp_path / "out" / "a.nii.gz").array[0], array > 100)
+
+
+def test_pictures_get_an_index_picture_and_an_overlay(tmp_path):
+    array = (np.random.default_rng(0).random((40, 33)) * 200).astype(np.uint8)
+    Image.fromarray(array).save(tmp_path / "cell é 1.png")
+    result = predict(make_model(2), [tmp_path], tmp_path / "out", progress=False)
+    assert result.exit_code == 0, result.text()
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "cell é 1.png")), array > 100)
+    assert Image.open(tmp_path / "out" / "overlays" / "cell é 1_overlay.png").mode == "RGB"
+
+
+def test_a_refused_case_does_not_stop_the_others(tmp_path):
+    for number in range(3):
+        make_volume(tmp_path / f"{number}.nii.gz", seed=number)
+    whole = (tmp_path / "1.nii.gz").read_bytes()
+    (tmp_path / "1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    result = predict(make_model(), [tmp_path], tmp_path / "out", progress=False)
+    assert result.exit_code == 4
+    assert [case.status for case in result.cases] == ["done", "failed", "done"]
+    assert json.dumps(result.as_dict())
+    assert "1.nii.gz" in result.text()
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["0.nii.gz", "2.nii.gz"]
+    assert not list((tmp_path / "out").rglob("*tmp*"))
+
+
+def test_a_picture_for_a_volume_model_is_refused(tmp_path):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")
+    make_volume(tmp_path / "b.nii.gz")
+    result = predict(make_model(), [tmp_path], tmp_path / "out", progress=False)
+    assert {case.case: case.status for case in result.cases} == {"a": "failed", "b": "done"}
+
+
+def test_nothing_to_predict_and_wrong_options(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError):
+        predict(make_model(), [tmp_path / "empty"], tmp_path / "out", progress=False)
+    with pytest.raises(UsageError, match="format"):
+        predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", format="bmp", progress=False)
+    with pytest.raises(UsageError, match="overwrite"):
+        predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path, progress=False)
+    with pytest.raises(UsageError, match="share"):
+        predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", shard="3/3", progress=False)
+
+
+def test_resume_skips_what_is_complete_and_only_that(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(4):
+        make_volume(source / f"{number}.nii.gz", seed=number)
+    model, out = make_model(), tmp_path / "out"
+    predict(model, [source], out, progress=False)
+    before = {p.name: p.read_bytes() for p in out.glob("*.nii.gz")}
+    (out / "0.nii.gz").unlink()  # removed
+    (out / "1.nii.gz").write_bytes(b"half")  # broken from outside
+    make_volume(source / "2.nii.gz", seed=9)  # another input now
+    result = predict(model, [source], out, resume=True, progress=False)
+    assert [case.status for case in result.cases] == ["done", "done", "done", "skipped"]
+    after = {p.name: p.read_bytes() for p in out.glob("*.nii.gz")}
+    assert {n for n in before if before[n] != after[n]} == {"2.nii.gz"}
+    with torch.no_grad():
+        model.networks[0].scale.fill_(2.0)  # another model: nothing counts as complete
+    assert {c.status for c in predict(model, [source], out, resume=True, progress=False).cases} == {"done"}
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from test_prediction import make_model
+from medseg.prediction import predict
+done = []
+def stop(case):
+    done.append(case)
+    if len(done) == {after}:
+        os.kill(os.getpid(), 9)
+predict(make_model(), [{source!r}], {out!r}, resume=True, progress=stop)
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_continued_gives_the_same_bytes(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(5):
+        make_volume(source / f"{number}.nii.gz", seed=number)
+    predict(make_model(), [source], tmp_path / "whole", progress=False)
+    out = tmp_path / "out"
+    for after in (1, 2):
+        code = KILLED.format(tests=os.path.dirname(__file__), after=after, source=str(source), out=str(out))
+        ended = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), check=False, capture_output=True)
+        assert ended.returncode == -9, ended.stderr
+        for path in out.glob("*.nii.gz"):
+            assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+    predict(make_model(), [source], out, resume=True, progress=False)
+    assert {p.name: p.read_bytes() for p in out.glob("*.nii.gz")} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.nii.gz")
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_do_every_case_once(tmp_path, count):
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(5):
+        make_volume(source / f"{number}.nii.gz", (6, 6, 6), seed=number)
+    seen = []
+    for number in range(count):
+        result = predict(make_model(), [source], tmp_path / "out", shard=f"{number}/{count}", progress=False)
+        seen += [case.case for case in result.cases]
+    assert sorted(seen) == list("01234")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 5
+
+
+def test_shards_from_the_environment():
+    assert choose_shard(None, {"RANK": "2", "WORLD_SIZE": "4"}) == (2, 4)
+    slurm = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
+    assert choose_shard(None, slurm | {"SLURM_ARRAY_TASK_STEP": "4"}) == (2, 3)
+    assert choose_shard("0/2", slurm) == (0, 2)
+    with pytest.raises(UsageError):
+        choose_shard("a/b", {})
+    assert sorted(i for k in range(3) for i in take_shard(range(10), k, 3)) == list(range(10))
+
+
+def test_cohort_keeps_order_and_failures_apart():
+    def read(item):
+        if item == 2:
+            raise DataError("bad")
+        return item * 10
+
+    def finish(item, value):
+        if item == 4:
+            raise ResourceError("disk full")
+        return value
+
+    for ahead in (True, False):
+        found = list(run_cohort(range(6), read, lambda item, value: value + 1, finish, ahead=ahead))
+        assert [o.item for o in found] == list(range(6))
+        assert [o.result for o in found] == [1, 11, None, 31, None, 51]
+        assert [type(o.error).__name__ for o in found if o.error] == ["DataError", "ResourceError"]
+    with pytest.raises(ZeroDivisionError):
+        list(run_cohort([0], read, lambda item, value: 1 / 0, finish))
+
+
+def test_output_names_never_collide(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        make_volume(tmp_path / folder / "x.nii.gz", (4, 4, 4))
+    with pytest.raises(UsageError):
+        plan_outputs([tmp_path / "a" / "x.nii.gz", tmp_path / "b" / "x.nii.gz"], tmp_path / "out")
+
+
+def test_plan_predicts_nothing_and_tells_the_cost(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    result = predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", plan=True, certify=True, progress=False)
+    assert not (tmp_path / "out").exists()
+    cost = result.cases[0].cost
+    assert cost["tiles"] > 1
+    assert cost["redundancy"] > 1
+    assert cost["peak_ram"] > 0
+    assert result.certificate["exact"]
+    assert "redundancy" in result.text()
+    assert "exact" in result.text()
+
+
+def test_certificate_refuses_the_word(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    network = Bright(3).eval()
+    network.exact_under_tiling = False
+    model = make_model(networks=(network,))
+    result = predict(model, [tmp_path / "a.nii.gz"], tmp_path / "out", plan=True, certify=True, progress=False)
+    assert not result.certificate["exact"]
+    assert "not exact" in result.text()
+    network = Bright(3).eval()
+    network.context = (1, 1, 1)  # a network that states less context than it uses
+
+    def smooth(images, inner=network.forward):
+        for _ in range(2):
+            images = torch.nn.functional.avg_pool3d(images, 5, 1, 2)
+        return inner(images)
+
+    network.forward = smooth
+    model = make_model(networks=(network,))
+    result = predict(model, [tmp_path / "a.nii.gz"], tmp_path / "out", plan=True, certify=True, progress=False)
+    assert result.certificate["difference"] > 1e-3
+    assert not result.certificate["exact"]
+
+
+def test_probabilities_are_saved(tmp_path):
+    import zarr
+
+    array = make_volume(tmp_path / "a.nii.gz")
+    predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", save_probabilities=True, progress=False)
+    stored = zarr.open_array(str(tmp_path / "out" / "a.probabilities.zarr"), mode="r")
+    assert stored.shape == (2, *array.shape)
+    expected = 1 / (1 + np.exp(-2 * (array.astype(float) - 100)))
+    assert np.abs(stored[1] - expected).max() < 2e-3
+    assert not list((tmp_path / "out").glob(".tmp*"))
+
+
+def test_ensemble_averages_probabilities(tmp_path):
+    array = make_volume(tmp_path / "a.nii.gz")
+    opposite = Bright(3).eval()
+    with torch.no_grad():
+        opposite.scale.fill_(-0.5)
+    model = make_model(networks=(Bright(3).eval(), opposite))
+    predict(model, [tmp_path / "a.nii.gz"], tmp_path / "out", progress=False)
+    value = array.astype(float) - 100
+    expected = (1 / (1 + np.exp(-2 * value)) + 1 / (1 + np.exp(value))) / 2 > 0.5
+    found = volumes.read_label(tmp_path / "out" / "a.nii.gz").array[0]
+    unsure = np.abs((1 / (1 + np.exp(-2 * value)) + 1 / (1 + np.exp(value))) / 2 - 0.5) < 1e-4
+    assert np.array_equal(found[~unsure], expected[~unsure])
+
+
+def test_memory_limit_is_refused_when_it_cannot_be_kept(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    result = predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", max_ram=0.01, progress=False)
+    assert result.exit_code == 5
+    assert "E522" in result.text()
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
+
+
+def test_output_folder_that_cannot_be_written(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ResourceError):
+        predict(make_model(), [tmp_path / "a.nii.gz"], tmp_path / "out", progress=False)
+
+
+def test_multi_page_tiff_is_a_volume(tmp_path):
+    import tifffile
+
+    array = (np.random.default_rng(0).random((7, 18, 20)) * 200).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "stack.tif", array)
+    result = predict(make_model(), [tmp_path / "stack.tif"], tmp_path / "out", progress=False)
+    assert result.exit_code == 0, result.text()
+    assert np.array_equal(tifffile.imread(tmp_path / "out" / "stack.tif") > 0, array > 100)
+
+
+@pytest.mark.data
+def test_series_and_nifti_of_one_ct_agree(data_root, tmp_path):
+    series = data_root / "dicom_ct"
+    image = volumes.read_image(series)
+    nibabel.save(nibabel.Nifti1Image(image.array[0], image.geometry.affine), tmp_path / "ct.nii.gz")
+    result = predict(make_model(), [series, tmp_path / "ct.nii.gz"], tmp_path / "out", progress=False)
+    assert result.exit_code == 0, result.text()
+    one, two = (volumes.read_label(case.output).array for case in result.cases)
+    assert one.any()
+    assert np.array_equal(one, two)
