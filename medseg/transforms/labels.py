@@ -1,0 +1,156 @@
+"""Transforms of labels: touching instances parted, and targets made from instances."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
+from scipy import ndimage
+
+from medseg.errors import LabelError, UsageError
+from medseg.transforms.arrays import like, plain
+
+__all__ = ["InstancesToLabeld", "InteriorBorderLabeld", "part_instances"]
+
+
+def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Part touching instances by a background gap of one voxel.
+
+    Of two voxels that touch (faces, edges or corners) and belong to different instances, the one of the larger instance
+    (of equal ones: of the higher number) becomes background, so that no two instances touch any more. An instance never
+    disappears: where all its voxels would go, it keeps them and its neighbours give way.
+
+    Args:
+        instances: integers (*spatial), 0 background.
+
+    Returns:
+        (instances with gaps, of the same dtype; bool mask of the voxels that became background).
+
+    >>> parted, gap = part_instances(np.array([[1, 1, 1, 2, 2]]))
+    >>> parted.tolist(), gap.tolist()
+    ([[1, 1, 0, 2, 2]], [[False, False, True, False, False]])
+    """
+    instances = np.asarray(instances)
+    if instances.dtype.kind not in "iu":
+        raise LabelError("instances are integers", field="instances", found=instances.dtype)
+    gap = np.zeros(instances.shape, bool)
+    values, numbered, sizes = np.unique(instances, return_inverse=True, return_counts=True)
+    if np.count_nonzero(values) < 2:
+        return instances.copy(), gap
+    numbered = numbered.reshape(instances.shape)
+    # rank 0 for background, then instances from small to large: the higher rank gives way
+    order = sorted(range(len(values)), key=lambda i: (values[i] != 0, sizes[i], values[i]))
+    rank = np.zeros(len(values), np.int64)
+    rank[order] = np.arange(len(values)) + (values[order[0]] != 0)
+    ranked = rank[numbered]
+    lowest = ndimage.minimum_filter(np.where(ranked > 0, ranked, len(values) + 1), size=3, mode="nearest")
+    gap = (ranked > 0) & (lowest < ranked)
+    left = np.bincount(ranked[~gap], minlength=len(values) + 1)
+    for lost in np.flatnonzero((left == 0) & (np.bincount(ranked.ravel(), minlength=len(values) + 1) > 0)):
+        own = ranked == lost
+        gap[own] = False
+        gap |= ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own & (ranked > 0)
+    parted = instances.copy()
+    parted[gap] = 0
+    return parted, gap
+
+
+class InstancesToLabeld(MapTransform):
+    """Make the label of instances: 1 (or the label's own class) inside, background between touching ones.
+
+    Args:
+        part: part touching instances by a one-voxel gap, in label and instances (see `part_instances`).
+        keys: (label, instances): names of the arrays written and read.
+
+    A sample without instances (prediction) is given back as it is.
+
+    >>> sample = {"instances": torch.tensor([[[1, 1, 2, 2]]], dtype=torch.int32)}
+    >>> InstancesToLabeld()(sample)["label"]
+    tensor([[[1, 1, 0, 1]]], dtype=torch.uint8)
+    """
+
+    def __init__(
+        self, part: bool = True, keys: KeysCollection = ("label", "instances"), allow_missing_keys: bool = True
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(self.keys) != 2:
+            raise UsageError("two names are needed", field="keys", expected="label, instances", found=keys)
+        self.part = part
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with its label."""
+        sample = dict(data)
+        label_key, instance_key = self.keys
+        if instance_key not in sample:
+            return sample
+        model = sample[instance_key]
+        instances = plain(model).numpy()[0]
+        if self.part:
+            instances, _ = part_instances(instances)
+            sample[instance_key] = like(torch.from_numpy(instances[None]), model)
+        inside = instances > 0
+        if label_key in sample:
+            old = plain(sample[label_key]).numpy()[0]
+            label = np.where(inside & (old > 0), old, inside).astype(old.dtype)
+        else:
+            label = inside.astype(np.uint8)
+        sample[label_key] = like(torch.from_numpy(label[None]), model)
+        return sample
+
+
+class InteriorBorderLabeld(MapTransform):
+    """Label 1 inside an instance and 2 within `width` voxels of its border, for networks with three classes.
+
+    Args:
+        width: voxels; the border lies inside the instance, so that the foreground is unchanged.
+        keys: (label, instances): names of the arrays written and read.
+
+    An instance too thin to have an interior keeps its innermost voxels as one.
+
+    >>> sample = {"instances": torch.tensor([[[0, 1, 1, 1, 2, 2, 2]]], dtype=torch.int32)}
+    >>> InteriorBorderLabeld()(sample)["label"]
+    tensor([[[0, 2, 1, 2, 2, 1, 1]]], dtype=torch.uint8)
+    """
+
+    out_channels = 3
+
+    def __init__(
+        self, width: int = 1, keys: KeysCollection = ("label", "instances"), allow_missing_keys: bool = True
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if width < 1:
+            raise UsageError("a border has at least one voxel", field="width", found=width)
+        if len(self.keys) != 2:
+            raise UsageError("two names are needed", field="keys", expected="label, instances", found=keys)
+        self.width = width
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with its label."""
+        sample = dict(data)
+        label_key, instance_key = self.keys
+        if instance_key not in sample:
+            return sample
+        instances = plain(sample[instance_key]).numpy()[0]
+        label = np.zeros(instances.shape, np.uint8)
+        for number, box in enumerate(ndimage.find_objects(instances.astype(np.int64)), start=1):
+            if box is None:
+                continue
+            wide = tuple(slice(max(0, b.start - 1), b.stop + 1) for b in box)
+            own = instances[wide] == number
+            # the image's own border is no border of an instance that leaves the picture
+            pad = [(int(b.start == 0), int(b.stop >= n)) for b, n in zip(box, instances.shape, strict=True)]
+            padded = np.pad(own, pad, mode="edge")
+            distance = ndimage.distance_transform_edt(padded)
+            inner = tuple(slice(low, low + n) for (low, _), n in zip(pad, own.shape, strict=True))
+            distance = np.asarray(distance)[inner]
+            interior = own & (distance > self.width)
+            if not interior.any():
+                interior = own & (distance == distance[own].max())
+            label[wide][own] = 2
+            label[wide][interior] = 1
+        sample[label_key] = like(torch.from_numpy(label[None]), sample[instance_key])
+        return sample

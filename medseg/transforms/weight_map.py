@@ -1,0 +1,264 @@
+"""The U-Net paper's weight map: background between close instances, or voxels near a boundary, count more.
+
+Source: Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015,
+equation 2, doi:10.1007/978-3-319-24574-4_28.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.transforms.transform import MapTransform
+from scipy import ndimage
+
+from medseg.errors import GeometryError, LabelError, UsageError
+from medseg.transforms.arrays import like, plain, spacing_of
+from medseg.transforms.labels import part_instances
+
+__all__ = ["BoundaryWeightMapd", "boundary_weight_map"]
+
+Mode = Literal["separation", "contour"]
+
+# Where the term is below this share of 1e-4, the accuracy that is promised, it is left out.
+_NEGLIGIBLE = 0.3e-4
+
+
+def boundary_weight_map(
+    instances: np.ndarray,
+    *,
+    w0: float = 10.0,
+    sigma: float = 5.0,
+    mode: Mode = "separation",
+    spacing: Sequence[float] | None = None,
+    class_weights: Sequence[float] | Mapping[int, float] | Literal["balanced"] | None = None,
+    classes: np.ndarray | None = None,
+) -> np.ndarray:
+    """The weight of every voxel.
+
+    `separation` (equation 2 of the paper): w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) on background, with d1 and d2 the
+    Euclidean distances to the nearest and the second nearest instance (to the set of its voxels); w = w_c on foreground,
+    and everywhere when there are fewer than two instances. A straight gap of g voxels has d1 + d2 = g + 1.
+
+    `contour`: w = w_c + w0 exp(-d^2 / (2 sigma^2)) on both sides of every boundary between instances or background, d the
+    distance to the nearest voxel of another value (1 for the voxels at the boundary).
+
+    Args:
+        instances: integers (*spatial), 2-D, 3-D or of any dimension; 0 background, each other value one instance.
+        w0: height of the term; 0 turns it off.
+        sigma: its width, in the unit of `spacing` (voxels when None).
+        mode: "separation" or "contour".
+        spacing: size of a voxel along each axis; 1 when None.
+        class_weights: w_c, one number for each class (sequence or mapping); "balanced": such that each class present
+            has the same sum, with mean 1 over the image; None: 1.
+        classes: class of each voxel, for w_c; by default 0 on background, 1 on instances.
+
+    Returns:
+        float32 of the shape of `instances`; equal to the definition, computed by one distance transform per instance,
+        within 1e-4.
+
+    Raises:
+        LabelError: not integers, or negative. GeometryError: spacing or classes that do not fit. UsageError: others.
+
+    The cost of `separation` grows with the instances' boxes, widened by the reach of the term, not with their number
+    times the image.
+
+    >>> gap = np.array([[1, 1, 0, 2, 2]] * 9)
+    >>> [round(float(w), 3) for w in boundary_weight_map(gap)[4]]
+    [1.0, 1.0, 10.231, 1.0, 1.0]
+    """
+    instances = _checked(instances)
+    step = _steps(spacing, instances.ndim)
+    if w0 < 0 or not sigma > 0:
+        raise UsageError("w0 is not negative and sigma positive", field="w0, sigma", found=f"{w0}, {sigma}")
+    if mode not in ("separation", "contour"):
+        raise UsageError("unknown mode", field="mode", expected="separation or contour", found=mode)
+    weight = _class_weights(instances, class_weights, classes)
+    if w0 == 0 or instances.size == 0:
+        return weight
+    # beyond this distance the term is negligible
+    reach = sigma * math.sqrt(2 * math.log(max(w0 / _NEGLIGIBLE, 1.0)))
+    if mode == "separation":
+        total = _distance_to_two(instances, step, reach)
+        term = np.exp(-np.square(total) / (2 * sigma**2))
+        term[instances != 0] = 0
+    else:
+        distance = _distance_to_boundary(instances, step, reach)
+        term = np.exp(-np.square(distance) / (2 * sigma**2))
+    weight += np.float32(w0) * term
+    return weight
+
+
+class BoundaryWeightMapd(MapTransform):
+    """Write `weight` for a sample: the map of its instances, 0 where the label says ignore.
+
+    Instances come from `sample["instances"]` (in the data set's files, or one file per object); without them each
+    connected component (faces) of each label is one. In `separation` mode touching instances are first parted by a
+    one-voxel gap, in the instances and in the training target alike (see `part_instances`); in `contour` mode labels are
+    left as they are and the boundaries are those of the label.
+
+    Args:
+        w0, sigma, mode, class_weights: as in `boundary_weight_map`; w_c belongs to the label's class.
+        use_spacing: sigma in the unit of the image's spacing (mm) instead of voxels.
+        ignore: label value of voxels that count for nothing; the data set's own when None. 255 is usual.
+        keys: (label, instances, weight): names of the arrays read and written.
+
+    >>> sample = {"label": torch.tensor([[[1, 1, 0, 1, 1]]], dtype=torch.uint8)}
+    >>> BoundaryWeightMapd()(sample)["weight"].round(decimals=3)
+    tensor([[[ 1.0000,  1.0000, 10.2310,  1.0000,  1.0000]]])
+    """
+
+    def __init__(
+        self,
+        w0: float = 10.0,
+        sigma: float = 5.0,
+        mode: Mode = "separation",
+        class_weights: Sequence[float] | Mapping[int, float] | Literal["balanced"] | None = None,
+        use_spacing: bool = False,
+        ignore: int | None = None,
+        keys: KeysCollection = ("label", "instances", "weight"),
+        allow_missing_keys: bool = True,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(self.keys) != 3:
+            raise UsageError("three names are needed", field="keys", expected="label, instances, weight", found=keys)
+        if mode not in ("separation", "contour"):
+            raise UsageError("unknown mode", field="mode", expected="separation or contour", found=mode)
+        if w0 < 0 or not sigma > 0:
+            raise UsageError("w0 is not negative and sigma positive", field="w0, sigma", found=f"{w0}, {sigma}")
+        self.w0, self.sigma, self.mode, self.class_weights = w0, sigma, mode, class_weights
+        self.use_spacing, self.ignore = use_spacing, ignore
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with `weight` (1, *spatial) float32; a sample without a label (prediction) is given back as it is."""
+        sample = dict(data)
+        label_key, instance_key, weight_key = self.keys
+        if label_key not in sample:
+            return sample
+        label = plain(sample[label_key]).numpy()[0]
+        if label.dtype.kind not in "iub":
+            raise LabelError("a label image holds integers", field=str(label_key), found=label.dtype)
+        void = np.zeros(label.shape, bool) if self.ignore is None else label == self.ignore
+        known = np.where(void, 0, label).astype(np.int32)
+        if self.mode == "contour":
+            instances = known
+        elif instance_key in sample:
+            instances = plain(sample[instance_key]).numpy()[0]
+        else:
+            instances = _components(known)
+        if self.mode == "separation":
+            instances, gap = part_instances(instances)
+            if gap.any():
+                label = np.where(gap & ~void, 0, label).astype(label.dtype)
+                sample[label_key] = like(torch.from_numpy(label[None]), sample[label_key])
+                known = np.where(gap, 0, known)
+                if instance_key in sample:
+                    sample[instance_key] = like(torch.from_numpy(instances[None]), sample[instance_key])
+        weight = boundary_weight_map(
+            instances,
+            w0=self.w0,
+            sigma=self.sigma,
+            mode=self.mode,
+            spacing=spacing_of(sample[label_key]) if self.use_spacing else None,
+            class_weights=self.class_weights,
+            classes=known,
+        )
+        weight[void] = 0
+        sample[weight_key] = like(torch.from_numpy(weight[None]), sample[label_key])
+        return sample
+
+
+def _components(label: np.ndarray) -> np.ndarray:
+    instances, count = np.zeros(label.shape, np.int32), 0
+    for value in np.unique(label[label > 0]):
+        found, number = ndimage.label(label == value)
+        instances[found > 0] = found[found > 0] + count
+        count += number
+    return instances
+
+
+def _distance_to_two(instances: np.ndarray, step: tuple[float, ...], reach: float) -> np.ndarray:
+    """d1 + d2, infinite where it is beyond `reach` or where there are not two instances."""
+    values, numbered = np.unique(instances, return_inverse=True)
+    numbered = numbered.reshape(instances.shape).astype(np.int32) + (values[0] != 0)
+    boxes = ndimage.find_objects(numbered)
+    nearest = np.full(instances.shape, np.inf, np.float32)
+    second = nearest.copy()
+    # d2 <= reach - d1 and d1 >= one voxel: an instance matters no further than this
+    margin = [max(1, math.ceil((reach - min(step)) / s)) for s in step]
+    for number, box in enumerate(boxes, start=1):
+        if box is None:
+            continue
+        wide = tuple(slice(max(0, b.start - m), b.stop + m) for b, m in zip(box, margin, strict=True))
+        distance = ndimage.distance_transform_edt(numbered[wide] != number, sampling=step).astype(np.float32)
+        first, other = nearest[wide], second[wide]
+        np.minimum(other, np.maximum(first, distance), out=other)
+        np.minimum(first, distance, out=first)
+    return nearest + second
+
+
+def _distance_to_boundary(instances: np.ndarray, step: tuple[float, ...], reach: float) -> np.ndarray:
+    """Distance to the nearest voxel of another value; infinite where it is beyond `reach`."""
+    distance = np.full(instances.shape, np.inf, np.float32)
+    margin = [max(1, math.ceil(reach / s)) for s in step]
+    for value in np.unique(instances):
+        mask = instances == value
+        # only within reach of the value's own boundary: the box of all other values, widened
+        other = ndimage.find_objects((~mask).astype(np.uint8))
+        if not other or other[0] is None:
+            continue
+        wide = tuple(slice(max(0, b.start - m), b.stop + m) for b, m in zip(other[0], margin, strict=True))
+        part = ndimage.distance_transform_edt(mask[wide], sampling=step).astype(np.float32)
+        distance[wide][mask[wide]] = part[mask[wide]]
+    return distance
+
+
+def _checked(instances: np.ndarray) -> np.ndarray:
+    instances = np.asarray(instances)
+    if instances.dtype.kind not in "iub":
+        raise LabelError("instances are integers", field="instances", expected="integers", found=instances.dtype)
+    if instances.ndim < 1:
+        raise GeometryError("instances have at least one axis", field="instances", found=instances.shape)
+    if instances.dtype.kind == "i" and instances.size and instances.min() < 0:
+        raise LabelError(
+            "instances are not negative", field="instances", found=f"{np.count_nonzero(instances < 0)} negative voxels"
+        )
+    return instances.astype(np.uint8) if instances.dtype.kind == "b" else instances
+
+
+def _steps(spacing: Sequence[float] | None, dims: int) -> tuple[float, ...]:
+    step = (1.0,) * dims if spacing is None else tuple(float(s) for s in spacing)
+    if len(step) != dims or not all(s > 0 and math.isfinite(s) for s in step):
+        raise GeometryError("spacing does not fit", field="spacing", expected=f"{dims} positive numbers", found=spacing)
+    return step
+
+
+def _class_weights(instances: np.ndarray, given: Any, classes: np.ndarray | None) -> np.ndarray:
+    if given is None:
+        return np.ones(instances.shape, np.float32)
+    kinds = (instances != 0).astype(np.int64) if classes is None else np.asarray(classes).astype(np.int64)
+    if kinds.shape != instances.shape:
+        raise GeometryError("classes have another shape", field="classes", expected=instances.shape, found=kinds.shape)
+    present, where, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    if isinstance(given, str):
+        if given != "balanced":
+            raise UsageError(
+                "unknown class weights", field="class_weights", expected="numbers or balanced", found=given
+            )
+        table = kinds.size / (len(present) * counts)
+    else:
+        by_class = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
+        lacking = [int(kind) for kind in present if kind not in by_class]
+        if lacking or min(by_class.values()) < 0:
+            raise UsageError(
+                "each class needs a weight that is not negative",
+                field="class_weights",
+                expected=present,
+                found=by_class,
+            )
+        table = np.array([by_class[int(kind)] for kind in present])
+    return table[where].reshape(instances.shape).astype(np.float32)
