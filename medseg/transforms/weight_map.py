@@ -139,15 +139,13 @@ class BoundaryWeightMapd(MapTransform):
         label_key, instance_key, weight_key = self.keys
         if label_key not in sample:
             return sample
-        label = plain(sample[label_key]).numpy()[0]
-        if label.dtype.kind not in "iub":
-            raise LabelError("a label image holds integers", field=str(label_key), found=label.dtype)
+        label = _integers(plain(sample[label_key]).numpy()[0], str(label_key))
         void = np.zeros(label.shape, bool) if self.ignore is None else label == self.ignore
         known = np.where(void, 0, label).astype(np.int32)
         if self.mode == "contour":
             instances = known
         elif instance_key in sample:
-            instances = plain(sample[instance_key]).numpy()[0]
+            instances = _integers(plain(sample[instance_key]).numpy()[0], str(instance_key))
         else:
             instances = _components(known)
         if self.mode == "separation":
@@ -170,6 +168,16 @@ class BoundaryWeightMapd(MapTransform):
         weight[void] = 0
         sample[weight_key] = like(torch.from_numpy(weight[None]), sample[label_key])
         return sample
+
+
+def _integers(label: np.ndarray, key: str) -> np.ndarray:
+    """The label as integers: resampling by nearest neighbour leaves whole numbers in a floating array."""
+    if label.dtype.kind in "iu":
+        return label
+    whole = label.astype(np.int32)
+    if not np.array_equal(whole, label):
+        raise LabelError("a label image holds whole numbers", field=key, found=f"{label.dtype} with fractions")
+    return whole
 
 
 def _components(label: np.ndarray) -> np.ndarray:
