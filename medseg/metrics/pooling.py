@@ -174,7 +174,7 @@ def _pooled() -> list[Metric]:
                 unit,
                 better,
                 f"mean {score} of the lesions that were detected (IoU above the given one, 0.5 if not given), "
-                "over all cases; says nothing of those that were not: read it beside the recall; worst value if none was detected",
+                "over all cases; says nothing of the others: read it beside the recall; worst if none was detected",
                 terms=_detected_terms(score),
                 check=check_iou,
                 source=_LITS,
