@@ -107,9 +107,9 @@ def _takes_spacing(transform: Any) -> bool:
 
 
 def _one_by_one(transform: Any, batch: dict[str, torch.Tensor], seeds: Sequence[int]) -> dict[str, torch.Tensor]:
-    samples = []
+    samples, random = [], isinstance(transform, Randomizable)
     for position, seed in enumerate(seeds):
-        if isinstance(transform, Randomizable):
+        if random:
             transform.set_random_state(seed=seed & _WORD)
         samples.append(transform({name: values[position] for name, values in batch.items()}))
     return {name: torch.stack([_plain(sample[name]) for sample in samples]) for name in batch}

@@ -155,7 +155,7 @@ class BlockArray:
         return out
 
     def _fill(self, file: FileIO, buffer: np.ndarray, offset: int) -> None:
-        view = memoryview(buffer).cast("B")
+        view = memoryview(buffer.data).cast("B")
         done = 0
         file.seek(offset)
         while done < len(view):

@@ -14,6 +14,7 @@ from medseg.checkpoint_read import read_state
 from medseg.component import build_component
 from medseg.config import DatasetSpec, Pipeline
 from medseg.errors import CheckpointError, ConfigError
+from medseg.package import MODEL_FILE, OnnxNetwork, read_package
 from medseg.run import newest_run
 
 __all__ = ["Model", "load_model", "model_from_state"]
@@ -78,7 +79,7 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
     if not sources:
         raise CheckpointError("no run or checkpoint given", code="E360")
     files = [_find_file(Path(one)) for one in sources]
-    members = [model_from_state(read_state(file), file) for file in files]
+    members = [model_from_state(_read(file), file) for file in files]
     first = members[0]
     for member, file in zip(members[1:], files[1:], strict=True):
         _check_alike(first, member, file)
@@ -103,15 +104,16 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
         pipeline = Pipeline.from_dict(state["pipeline"])
         dataset = DatasetSpec.from_dict(state["dataset"])
         channels = {"in_channels": int(state["in_channels"]), "out_channels": int(state["out_channels"])}
-        weights = state.get("average_state") or state["network_state"]
-        network = build_component(
-            pipeline.network, "network", spatial_dims=len(pipeline.train.patch), **channels
-        )
+        weights = state["sha256"] if "onnx" in state else state.get("average_state") or state["network_state"]
+        network = build_component(pipeline.network, "network", spatial_dims=len(pipeline.train.patch), **channels)
     except (KeyError, TypeError, ConfigError) as error:
         text = "the checkpoint lacks what a model needs, or is of another version of medseg"
         raise CheckpointError(text, code="E362", file=file, found=str(error).splitlines()[0]) from error
     try:
-        network.load_state_dict(weights)
+        if "onnx" in state:
+            network = OnnxNetwork(network, state["onnx"], weights)
+        else:
+            network.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
         found = str(error).splitlines()[-1].strip()
         text = "the weights are not those of its network"
@@ -132,11 +134,17 @@ def _find_file(path: Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
+        if (path / MODEL_FILE).is_file():
+            return path / MODEL_FILE
         run = newest_run(path)
         for name in ("best.pt", "last.pt", "last.prev.pt"):
             if (run / name).is_file():
                 return run / name
     raise CheckpointError("no run, checkpoint or package here", code="E360", file=path)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_package(file) if file.name == MODEL_FILE else read_state(file)
 
 
 def _check_alike(first: Model, other: Model, file: Path) -> None:

@@ -47,10 +47,14 @@ class Group:
         return self.rank == 0
 
     def any(self, flag: int) -> int:
-        """The largest of all processes' non-negative numbers."""
+        """The largest of all processes' numbers."""
+        return self.largest([flag])[0]
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """The largest of all processes' numbers, one by one."""
         if self.control is None:
-            return flag
-        return int(self._reduce(torch.tensor([flag], dtype=torch.int64), dist.ReduceOp.MAX)[0])
+            return list(values)
+        return self._reduce(torch.tensor(list(values), dtype=torch.int64), dist.ReduceOp.MAX).tolist()
 
     def add(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all processes, on the CPU."""

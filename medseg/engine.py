@@ -220,7 +220,8 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None and self.decay is not None:
             with torch.no_grad():
-                old, new = list(self.average.parameters()), list(self.bare.parameters())
+                old: list[torch.Tensor] = [*self.average.parameters()]
+                new: list[torch.Tensor] = [*self.bare.parameters()]
                 torch._foreach_lerp_(old, new, 1 - self.decay)
                 for kept, value in zip(self.average.buffers(), self.bare.buffers(), strict=True):
                     kept.copy_(value)

@@ -21,8 +21,7 @@ class Progress:
         iteration: finished iterations since the beginning.
         step: finished iterations of the current epoch.
         minutes: minutes of training and validation, over all sessions.
-        loss_sum, loss_count: losses of the current epoch's iterations so far.
-        images: patches of the current epoch so far, over all processes.
+        loss_sum: losses of the current epoch's iterations so far.
         validated: epochs after which validation took place (the last one; 0: none yet).
         best: best score so far, higher is better (None: none yet); best_epoch: after which epoch.
         waited: validations since the best one.
@@ -35,8 +34,6 @@ class Progress:
     step: int = 0
     minutes: float = 0.0
     loss_sum: float = 0.0
-    loss_count: int = 0
-    images: int = 0
     validated: int = 0
     best: float | None = None
     best_epoch: int = 0

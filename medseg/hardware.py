@@ -182,14 +182,13 @@ def configured(hardware: Hardware, *, deterministic: bool = True) -> Iterator[No
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Largest memory so far, in MB (10^6 bytes): of this process, its largest child, and the GPU if there is one."""
+    """Largest memory so far, in MB (10^6 bytes): of this process, and of the GPU if there is one."""
     found = {}
     with contextlib.suppress(ImportError):  # the module is missing on Windows
         import resource
 
         unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
-        for name, who in (("process", resource.RUSAGE_SELF), ("workers", resource.RUSAGE_CHILDREN)):
-            found[name] = resource.getrusage(who).ru_maxrss / unit
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_allocated(device) / 1e6
     return found

@@ -128,6 +128,7 @@ def versions() -> dict[str, str]:
 
 def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
     """Commit of the working folder and whether it has changes; None outside of a repository or without git."""
+
     def ask(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -33,7 +33,13 @@ FLOORS = {
 }
 # Modules split off to keep files short stand on the floor of the module whose name they begin with
 # (volumes_dicom.py is volumes) or, if they have a name of their own, are listed here with the floor's reason.
-EXTRA: dict[str, tuple[int, str]] = {}
+EXTRA: dict[str, tuple[int, str]] = {
+    "schedules": (1, "learning-rate schedules are parts: plain arguments, built by component"),
+    "hardware": (4, "device, number type, threads and memory of the process: a service below the engine"),
+    "patches": (4, "where a sample's patch lies; between data and engine"),
+    "augmentation": (4, "random transforms on a batch; between data and engine"),
+    "batches": (4, "batches from worker processes; between data and engine"),
+}
 
 
 def modules() -> list[Path]:

@@ -1,0 +1,260 @@
+"""`medseg train`: a pipeline and a data set in; a run folder with the best weights and validation predictions out.
+
+from medseg.training import train
+run = train("liver", data="data", fold=0)          # runs/liver/<when>_fold0
+train(None, resume=run)                            # continues where it stopped, exactly
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.batches import BatchStream
+from medseg.checkpoint import CheckpointStore
+from medseg.component import build_component
+from medseg.config import Pipeline, to_yaml
+from medseg.distributed import Group, processes
+from medseg.engine_budget import Budget
+from medseg.engine_session import Session
+from medseg.engine_validation import Validator
+from medseg.errors import CheckpointError, MedsegError, ResourceError
+from medseg.handlers import Output, attach_handlers, finish_epoch, make_engine, run_engine
+from medseg.handlers_output import BarOutput, LineOutput, MlflowOutput, TableOutput, TensorBoardOutput, write_profile
+from medseg.handlers_signals import Signals, Stopped, listen
+from medseg.hardware import Hardware, choose_hardware, configured
+from medseg.run import RunFolder, provenance
+from medseg.training_finish import load_best, predict_validation
+from medseg.training_memory import memory_error
+from medseg.training_plan import Plan, plan_new, plan_resume
+from medseg.training_rate import LearningRates, find_learning_rate
+from medseg.training_setup import Prepared, build_step, prepare
+from medseg.training_weights import load_weights
+
+__all__ = ["LearningRates", "find_learning_rate", "train"]
+
+
+def train(
+    pipeline: Pipeline | str | Path | None,
+    *,
+    data: str | Path | None = None,
+    output: str | Path = "runs",
+    fold: int = 0,
+    resume: str | Path | None = None,
+    init: str | Path | None = None,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
+    progress: bool = True,
+    profile: bool = False,
+    mlflow: bool = False,
+) -> Path:
+    """Train a pipeline on one fold, or continue a run.
+
+    Args:
+        pipeline: a loaded pipeline, its name, or the path of a YAML file; None with `resume`.
+        data: the data root; MEDSEG_DATA when None (with `resume`: the run's own).
+        output: folder of runs.
+        fold: which of the `train.folds` folds is kept for validation.
+        resume: a run folder: everything goes on as if it had not been interrupted. With `overrides` its budget can be
+            extended (`train.epochs=200`), and patience, workers and the like changed.
+        init: start from the weights of this run or checkpoint (fine-tuning); what fits is loaded, and told.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        overrides: texts like `train.epochs=5`.
+        cache: folder of the preprocessed store.
+        progress: show lines, and on a terminal a bar, on standard error.
+        profile: write profile.txt, which says where the time went.
+        mlflow: also log to MLflow.
+
+    Returns:
+        The run folder, with best.pt, last.pt, log.csv, tensorboard/, validation/ (one label image for each validation
+        case), pipeline.yaml, split.json, provenance.json, status.json.
+
+    Raises:
+        UsageError, ConfigError: E1xx, before any image is opened.
+        DataError: cases that are refused, all of them.
+        CheckpointError: E360, nothing to resume.
+        ResourceError: disk, memory, device.
+        TrainingError: the loss is no number, or a data worker was lost.
+        KeyboardInterrupt, SystemExit(143): SIGINT or SIGTERM came; the run is saved and can be resumed.
+    """
+    with processes(device) as group:
+        show = _shower(progress and group.writes)
+        if resume is not None:
+            plan = plan_resume(resume, data=data, overrides=overrides, group=group)
+        else:
+            plan = plan_new(pipeline, data=data, output=output, fold=fold, overrides=overrides, group=group)
+        hardware = choose_hardware(device, plan.pipeline.train.precision, local_rank=group.local_rank)
+        show(f"{plan.pipeline.dataset}: {hardware.describe()}")
+        prepared, split = prepare(
+            plan.pipeline, plan.spec, plan.root, hardware=hardware, group=group, split=plan.split, fold=plan.fold,
+            cache=cache, show=show,
+        )  # fmt: skip
+        run = plan.open_run(group)
+        deterministic = plan.pipeline.train.deterministic
+        with listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
+            session = _open_session(plan, prepared, split, run)
+            if init is not None and plan.state is None:
+                session.notices += load_weights(session.step, init)
+            session.notices[:0] = [*plan.notices, *prepared.notices]
+            for notice in session.notices:
+                show(f"note: {notice}")
+            _describe(plan, prepared, session)
+            _run(session, prepared, signals, mlflow=mlflow, progress=progress, show=show)
+            if profile and group.writes:
+                show(write_profile(session, run.path / "profile.txt"))
+    return run.path
+
+
+def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: RunFolder) -> Session:
+    pipeline = plan.pipeline
+    step, notices = build_step(prepared)
+    session = Session(
+        pipeline=pipeline,
+        spec=plan.spec,
+        hardware=prepared.hardware,
+        group=prepared.group,
+        run=run,
+        checkpoints=CheckpointStore(run.path),
+        maker=prepared.maker,
+        step=step,
+        schedule=build_component(pipeline.schedule, "schedule"),
+        budget=Budget.of(pipeline.train, prepared.maker.iterations),
+        validator=Validator(pipeline, plan.spec, prepared.validation, prepared.hardware),
+        split=split,
+        channels=prepared.channels,
+        rates=[float(part["lr"]) for part in step.optimizer.param_groups],
+        device_augmentation=prepared.device_augmentation,
+        notices=notices,
+    )
+    if plan.state is not None:
+        try:
+            session.restore(plan.state)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            text = "the checkpoint is not one of this run's network and optimizer"
+            found = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(text, code="E363", file=run.path, found=found) from error
+        session.notices += plan.reopen(session)
+    return session
+
+
+def _describe(plan: Plan, prepared: Prepared, session: Session) -> None:
+    """pipeline.yaml, split.json, provenance.json: what was asked, and of what."""
+    if not session.group.writes:
+        return
+    run = session.run
+    run.write_text("pipeline.yaml", to_yaml(plan.pipeline))
+    run.write_json("split.json", session.split)
+    keys = {name: getattr(case, "folder", Path("not stored")).name for name, case in prepared.training.items()}
+    keys |= {name: getattr(case, "folder", Path("not stored")).name for name, case in prepared.validation.items()}
+    facts = provenance(
+        data=str(plan.root.resolve()),
+        dataset=plan.spec.name,
+        hardware=session.hardware.describe(),
+        processes=session.group.world,
+        iterations_per_epoch=session.per_epoch,
+        cases=keys,
+        notices=session.notices,
+    )
+    earlier = run.read_json("provenance.json") if plan.state is not None else None
+    if isinstance(earlier, dict):
+        facts["earlier"] = [*earlier.pop("earlier", []), {k: v for k, v in earlier.items() if k != "cases"}]
+    run.write_json("provenance.json", facts)
+
+
+def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool, progress: bool, show: Any) -> None:
+    """Train until the end, then predict the validation cases with the best weights."""
+    outputs = _outputs(session, mlflow=mlflow, progress=progress)
+    session.start_clock()
+    try:
+        if not session.progress.finished:
+            over = session.budget.is_spent(session.progress) and session.progress.step > 0
+            if over or session.progress.step >= session.per_epoch:  # interrupted during a validation
+                row = finish_epoch(session, signals)
+                for output in outputs:
+                    output.finished_epoch(session, row)
+                session.save()
+            if not session.progress.finished:
+                _train(session, signals, outputs)
+    finally:
+        for output in outputs:
+            output.close(session)
+
+    def check_stop() -> None:
+        if signals.received and session.group.world == 1:
+            raise Stopped(signals.received)
+
+    load_best(session)
+    count, best = len(session.validator.stored), session.progress.best_epoch
+    show(f"predicting {count} validation cases with the weights of epoch {best}")
+    predict_validation(session, prepared.cases, check_stop=check_stop)
+
+
+def _train(session: Session, signals: Signals, outputs: list[Output]) -> None:
+    engine = make_engine(session)
+    attach_handlers(engine, session, signals, outputs)
+    done, pin = session.progress, session.hardware.device.type == "cuda"
+    workers = session.train.workers
+    count = _choose_loaders(session.hardware) if workers == "auto" else int(workers)
+    session.stream = BatchStream(session.maker, (done.epoch, done.step), workers=count, pin=pin)
+    try:
+        run_engine(engine, session, session.stream)
+    except Exception as error:
+        mended = memory_error(error, session)
+        if mended is not None:
+            raise mended from error
+        raise
+    finally:
+        session.seconds["wait"] = session.stream.waited
+        session.stream.close()
+
+
+def _choose_loaders(hardware: Hardware) -> int:
+    if hardware.device.type == "cpu":
+        return 1 if hardware.threads > 1 else 0
+    return max(1, min(8, hardware.threads - 1))
+
+
+def _outputs(session: Session, *, mlflow: bool, progress: bool) -> list[Output]:
+    if not session.group.writes:
+        return []
+    outputs: list[Output] = [TableOutput(), TensorBoardOutput(session)]
+    if mlflow:
+        outputs.append(MlflowOutput(session))
+    if progress:
+        outputs.append(BarOutput(session) if sys.stderr.isatty() else LineOutput())
+    return outputs
+
+
+def _shower(wanted: bool) -> Any:
+    return (lambda text: print(text, file=sys.stderr, flush=True)) if wanted else (lambda text: None)
+
+
+@contextlib.contextmanager
+def _status(run: RunFolder, group: Group, show: Any) -> Iterator[None]:
+    """status.json tells how it ended, whatever happens; signals become what callers expect of them."""
+
+    def note(state: str, code: int | None = None, message: str | None = None) -> None:
+        if group.writes:
+            with contextlib.suppress(ResourceError):  # the disk is full: the error itself says so
+                run.set_status(state, exit_code=code, message=message)
+
+    note("running")
+    try:
+        yield
+    except Stopped as stopped:
+        note("interrupted", 128 + stopped.number, stopped.name)
+        show(f"stopped by {stopped.name}; everything is saved. Continue with: medseg train --resume {run.path}")
+        if stopped.name == "SIGINT":
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + stopped.number) from None
+    except MedsegError as error:
+        note("failed", error.exit_code, error.message)
+        raise
+    except BaseException as error:
+        note("failed", 130 if isinstance(error, KeyboardInterrupt) else 1, type(error).__name__)
+        raise
+    note("finished", 0)

@@ -1,0 +1,60 @@
+"""The end of a training: the best weights on all validation cases, their predictions as files, the threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.checkpoint_read import read_state
+from medseg.data import Case
+from medseg.engine_session import Session
+from medseg.files import safe_stem
+from medseg.volumes import Volume, find_format, write_label
+
+__all__ = ["load_best", "output_name", "predict_validation"]
+
+
+def load_best(session: Session) -> None:
+    """Put the weights of best.pt into the network whose predictions count (the run is over: training ends here)."""
+    path = session.run.path / "best.pt"
+    if path.is_file():
+        state = read_state(path)
+        session.step.validated.load_state_dict(state["network_state"])
+
+
+def predict_validation(
+    session: Session, cases: dict[str, Case], *, check_stop: Callable[[], None] = lambda: None
+) -> Path:
+    """Predict every validation case with the current weights and write the labels to RUN/validation.
+
+    The processes share the cases. Returns the folder.
+    """
+    folder = session.run.path / "validation"
+    names = session.validator.choose(None)
+    for name in names[session.group.rank :: session.group.world]:
+        check_stop()
+        label, _ = session.validator.predict(session.step.validated, name, threshold=session.threshold, exact=True)
+        case = cases[name]
+        like = _like(case, session.spec.affine, session.validator.stored[name].native, session.spec.in_channels)
+        write_label(folder / output_name(case), label, like, description="medseg validation")
+    session.group.wait()
+    return folder
+
+
+def output_name(case: Case) -> str:
+    """Name of a case's label file: `.nii.gz` for volumes, `.tif` for TIFF, `.png` for other pictures."""
+    kind = find_format(case.images[0])
+    suffix = {"tiff": ".tif", "png": ".png", "jpeg": ".png", "gif": ".png"}.get(kind, ".nii.gz")
+    return safe_stem(case.id, suffix) + suffix
+
+
+def _like(case: Case, affine: str, native: Any, channels: int) -> Volume:
+    """The case's image without its voxels: what the writer of labels needs to give the same grid."""
+    from medseg.inference.outputs import header_of
+
+    found = header_of(case.images[0], native, channels, affine)
+    assert isinstance(found.array, np.ndarray)
+    return found

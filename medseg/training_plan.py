@@ -1,0 +1,187 @@
+"""What a call of `train` is to do: a new run, or an old one taken up again; decided before any image is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg.checkpoint import CheckpointStore
+from medseg.config import DatasetSpec, Pipeline, load_dataset, load_pipeline, parse_settings
+from medseg.config_override import apply_overrides
+from medseg.config_yaml import Document
+from medseg.data import data_root
+from medseg.distributed import Group
+from medseg.engine_session import Session
+from medseg.errors import CheckpointError, ConfigError, UsageError
+from medseg.files import probe_writable
+from medseg.run import RunFolder
+
+__all__ = ["Plan", "plan_new", "plan_resume"]
+
+# what may differ when a run is continued: how long and how often, never what is computed
+CHANGEABLE = frozenset(
+    {"epochs", "iterations", "minutes", "patience", "workers", "validate_every", "validation_cases", "keep_every",
+     "save_minutes"}
+)  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """Pipeline, facts, data root; `output` is the folder of runs, or the run that is continued: then there are `state`,
+    `split` and `changed` too."""
+
+    pipeline: Pipeline
+    spec: DatasetSpec
+    root: Path
+    output: Path
+    name: str
+    fold: int = 0
+    split: dict[str, Any] | None = None
+    state: Mapping[str, Any] | None = None
+    changed: tuple[str, ...] = ()
+    notices: list[str] = field(default_factory=list)
+
+    def open_run(self, group: Group) -> RunFolder:
+        """The run's folder: that of the run that is continued, or a new one, made by the first process."""
+        if self.state is not None:
+            return RunFolder(self.output)
+        path = ""
+        with group.first():
+            if group.writes:
+                path = str(RunFolder.create(self.output, self.name, fold=self.fold).path)
+        return RunFolder(group.share_text(path))
+
+    def reopen(self, session: Session) -> list[str]:
+        """Take note of what differs from when the state was saved; what should be told."""
+        assert self.state is not None
+        told = []
+        for name, now in (
+            ("processes", session.group.world),
+            ("threads", session.hardware.threads),
+            ("precision", session.hardware.precision),
+        ):
+            if (before := self.state.get(name)) != now:
+                told.append(
+                    f"{name}: {before} before, {now} now: the run goes on, but not bit for bit as it would have"
+                )
+        if any(key in self.changed for key in ("epochs", "iterations", "minutes")):
+            before = float(session.step.optimizer.param_groups[0]["lr"])
+            spent = session.budget.share(session.progress)
+            told.append(
+                f"the schedule now spans the new budget ({session.budget.describe()}, {100 * spent:.0f} % spent): "
+                f"learning rate {before:.3g} -> {session.set_rate():.3g}"
+            )
+        if session.progress.finished and not session.budget.is_spent(session.progress) and self.changed:
+            if session.progress.finished == "patience":
+                session.progress.waited = 0
+            session.progress.finished = ""
+        return told
+
+
+def plan_new(
+    pipeline: Pipeline | str | Path | None,
+    *,
+    data: str | Path | None,
+    output: str | Path,
+    fold: int,
+    overrides: Sequence[str],
+    group: Group,
+) -> Plan:
+    """A new run: the pipeline checked, the data root found, the output folder tried.
+
+    Raises:
+        UsageError, ConfigError: E1xx. ResourceError: E502, the output folder cannot be written.
+    """
+    if pipeline is None:
+        raise UsageError("no pipeline given", field="pipeline", fix="give a pipeline, or a run to resume")
+    root = data_root(data)
+    if isinstance(pipeline, Pipeline):
+        chosen = _override(pipeline, overrides)
+    else:
+        chosen = load_pipeline(pipeline, overrides=overrides, root=root)
+    spec = load_dataset(chosen.dataset, root=root)
+    folds = chosen.train.folds
+    if fold < 0 or (folds != "auto" and fold >= folds):
+        raise UsageError("no such fold", field="fold", expected=f"0 to {folds} - 1", found=fold)
+    name = Path(pipeline).stem if isinstance(pipeline, str | Path) else chosen.dataset
+    with group.first():  # found before hours of preparation, not after
+        if group.writes:
+            probe_writable(Path(output))
+    return Plan(chosen, spec, root, Path(output), name, fold)
+
+
+def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Sequence[str], group: Group) -> Plan:
+    """A run taken up again: everything comes from its checkpoint.
+
+    Raises:
+        CheckpointError: E360, no run or no usable checkpoint.
+        UsageError: E108, the run is finished and its budget was not extended; a setting that cannot be changed.
+    """
+    run = RunFolder.open(resume)
+    state, notices = CheckpointStore(run.path).load("last")
+    try:
+        before = Pipeline.from_dict(state["pipeline"])
+        spec = DatasetSpec.from_dict(state["dataset"])
+        split = {name: state["split"][name] for name in ("seed", "folds", "fold", "training", "validation")}
+        finished = str(state["progress"]["finished"])
+    except (KeyError, TypeError, ConfigError) as error:
+        text = "the checkpoint cannot be continued: it is best.pt, or of another version of medseg"
+        raise CheckpointError(text, code="E362", file=run.path, found=str(error).splitlines()[0]) from error
+    changed = _check_changes(overrides)
+    pipeline = _override(before, overrides)
+    if (
+        finished
+        and run.status.get("state") == "finished"
+        and not changed & {"epochs", "iterations", "minutes", "patience"}
+    ):
+        raise UsageError(
+            "this run is finished: there is nothing to continue",
+            code="E108",
+            file=run.path,
+            found=f"ended by {finished}",
+            fix="extend it, for example with --set train.epochs=...",
+        )
+    if data is None:
+        known = (run.read_json("provenance.json") or {}).get("data")
+        data = known if isinstance(known, str) and Path(known).is_dir() else None
+    notices.append(f"continuing after iteration {state['progress']['iteration']}")
+    return Plan(
+        pipeline,
+        spec,
+        data_root(data),
+        run.path,
+        run.path.parent.name,
+        int(split["fold"]),
+        split,
+        state,
+        tuple(sorted(changed)),
+        notices,
+    )
+
+
+def _check_changes(overrides: Sequence[str]) -> set[str]:
+    settings = parse_settings(overrides)
+    names = {
+        f"{k}.{n}" if isinstance(v, dict) else k
+        for k, v in settings.items()
+        for n in (v if isinstance(v, dict) else [k])
+    }
+    wrong = sorted(name for name in names if name.removeprefix("train.") not in CHANGEABLE or "." not in name)
+    if wrong:
+        raise ConfigError(
+            "this cannot be changed while a run is continued",
+            code="E117",
+            field=", ".join(wrong),
+            expected=", ".join(f"train.{name}" for name in sorted(CHANGEABLE)),
+            fix="start a new run; --init takes over the weights",
+        )
+    return {name.removeprefix("train.") for name in names}
+
+
+def _override(pipeline: Pipeline, overrides: Sequence[str]) -> Pipeline:
+    if not overrides:
+        return pipeline
+    document = apply_overrides(Document(pipeline.to_dict(), {}, "the pipeline"), overrides)
+    return Pipeline.from_dict(document.value)

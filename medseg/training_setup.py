@@ -1,0 +1,227 @@
+"""From a pipeline and a data root to everything that training needs: cases, fold, store, network, batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medseg.augmentation import Augmentation
+from medseg.batches import BatchMaker
+from medseg.cache import CaseStore
+from medseg.component import Component, build_component
+from medseg.config import DatasetSpec, Pipeline
+from medseg.data import Case, check_leaks, find_cases, make_split
+from medseg.distributed import Group, wrap_network
+from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin, recompute_activations
+from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
+from medseg.hardware import Hardware, memory_format
+from medseg.patches import PatchReader
+
+__all__ = ["Prepared", "build_step", "choose_split", "prepare"]
+
+LEAST_ITERATIONS = 50  # of an epoch whose length is "auto": validation has to stay a small part of the work
+
+
+@dataclass
+class Prepared:
+    """Attributes: facts, stored cases by id (training, validation), channels of the network, batches, and notices."""
+
+    pipeline: Pipeline
+    spec: DatasetSpec
+    hardware: Hardware
+    group: Group
+    cases: dict[str, Case]
+    training: dict[str, Any]
+    validation: dict[str, Any]
+    channels: dict[str, int]
+    network: nn.Module
+    maker: BatchMaker
+    device_augmentation: Augmentation | None
+    notices: list[str] = field(default_factory=list)
+
+
+def choose_split(cases: Sequence[Case], pipeline: Pipeline, fold: int) -> dict[str, Any]:
+    """The split of a new run, as in split.json.
+
+    Raises:
+        UsageError: E105 too few cases; E101 no such fold.
+        DataError: E354, E355: the same image or group on both sides.
+    """
+    train = pipeline.train
+    folds = make_split(cases, folds=train.folds, seed=train.seed)
+    if not 0 <= fold < len(folds):
+        expected = f"0 to {len(folds) - 1}"
+        raise UsageError("no such fold", field="fold", expected=expected, found=fold)
+    chosen = folds[fold]
+    known = {case.id: case for case in cases}
+    problems = check_leaks([known[i] for i in chosen.training], [known[i] for i in chosen.validation])
+    if problems:
+        raise collect(problems)
+    sides = {"training": list(chosen.training), "validation": list(chosen.validation)}
+    return {"seed": train.seed, "folds": len(folds), "fold": fold, **sides}
+
+
+def prepare(
+    pipeline: Pipeline,
+    spec: DatasetSpec,
+    root: Path,
+    *,
+    hardware: Hardware,
+    group: Group,
+    split: Mapping[str, Any] | None = None,
+    fold: int = 0,
+    cache: str | Path | None = None,
+    show: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> tuple[Prepared, dict[str, Any]]:
+    """Find, split and store the cases; build the network and what makes the batches.
+
+    Args:
+        pipeline, spec, root: what, with which facts, from where.
+        hardware, group: on what, with whom.
+        split: of the run that is continued; a new one for `fold` when None.
+        fold: see `split`.
+        cache: folder of the store; the platform's place for caches when None.
+        show: called with lines about the progress.
+
+    Raises:
+        MedsegError: all that is wrong with the data, collected; a network that cannot take the patch.
+    """
+    found = find_cases(spec, root, part="training")
+    known = {case.id: case for case in found}
+    split = dict(split) if split is not None else choose_split(found, pipeline, fold)
+    missing = [name for side in ("training", "validation") for name in split[side] if name not in known]
+    if missing:
+        text, fix = "cases of this run are no longer in the data set", "give the data root of the run with --data"
+        raise UsageError(text, code="E106", case=", ".join(missing[:20]), file=root, fix=fix)
+    names = [*split["training"], *split["validation"]]
+    dims = len(pipeline.train.patch)
+    store = CaseStore(spec, pipeline.preprocess, folder=cache, dims=dims)
+    stored = _store(store, [known[name] for name in names], group, show)
+    training = {name: stored[name] for name in split["training"]}
+    notices = [*store.notices, *_notices(stored)]
+    channels = {"in_channels": _channels(training, spec), "out_channels": _classes(pipeline, spec, training, stored)}
+    network = build_network(pipeline, seed=pipeline.train.seed, **channels)
+    margin = crop_margin(pipeline.train.patch, check_patch(network, pipeline.train.patch))
+    augmentation = Augmentation(pipeline.augment)
+    on_device = hardware.device.type == "cuda"
+    maker = BatchMaker(
+        training,
+        _epoch_samples(pipeline, len(training)),
+        PatchReader(tuple(pipeline.train.patch), margin, pipeline.train.foreground),
+        batch=pipeline.train.batch,
+        seed=pipeline.train.seed,
+        augmentation=None if on_device else augmentation,
+        ignore=spec.ignore,
+        rank=group.rank,
+        world=group.world,
+    )
+    validation = {name: stored[name] for name in split["validation"]}
+    prepared = Prepared(
+        pipeline, spec, hardware, group, {name: known[name] for name in names}, training, validation, channels, network,
+        maker, augmentation if on_device else None, notices,
+    )  # fmt: skip
+    return prepared, split
+
+
+def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
+    """The network on its device with loss and optimizer, and what should be told."""
+    pipeline, hardware, group = prepared.pipeline, prepared.hardware, prepared.group
+    train, notices = pipeline.train, []
+    network = prepared.network
+    if train.checkpoint_activations:
+        count = recompute_activations(network)
+        if count == 0:
+            raise ConfigError(
+                "this network has no levels whose activations could be recomputed",
+                code="E116",
+                field="train.checkpoint_activations",
+                fix="remove it",
+            )
+    network = network.to(hardware.device, memory_format=memory_format(len(train.patch)))  # pyright: ignore[reportCallIssue]
+    wrapped, more = wrap_network(network, group, hardware.device)
+    notices += more
+    step = TrainStep(
+        wrapped,
+        build_component(pipeline.loss, "loss", spatial_dims=len(train.patch), **prepared.channels),
+        build_optimizer(pipeline, network, hardware.device),
+        hardware,
+        clip=train.clip,
+        ema=train.ema,
+        world=group.world,
+    )
+    return step, notices
+
+
+def _store(store: CaseStore, cases: list[Case], group: Group, show: Callable[[str], None]) -> dict[str, Any]:
+    """All cases in the store; with several processes each prepares its share first."""
+    last = [0]
+
+    def progress(done: int, count: int, _: str) -> None:
+        share = done * 10 // count
+        if share > last[0] and count >= 20:
+            last[0] = share
+            show(f"prepared {done} of {count} cases")
+
+    problem: MedsegError | None = None
+    if group.world > 1:
+        try:
+            store.prepare(cases[group.rank :: group.world], workers=1)
+        except MedsegError as error:
+            problem = error
+        if group.any(int(problem is not None)) and problem is None:
+            raise UsageError("another process found problems in the data; see its message", code="E107")
+        if problem is not None:
+            raise problem
+    return store.prepare(cases, progress=progress if group.writes else None)
+
+
+def _notices(stored: Mapping[str, Any]) -> list[str]:
+    empty = [name for name, case in stored.items() if not any(k for k in case.classes if k > 0)]
+    told = [f"{name}: {note}" for name, case in stored.items() for note in case.notes]
+    if empty:
+        told.append(
+            f"no structure is labelled in {len(empty)} cases: {', '.join(empty[:5])}" + (" ..." if empty[5:] else "")
+        )
+    return told
+
+
+def _channels(training: Mapping[str, Any], spec: DatasetSpec) -> int:
+    first = next(iter(training.values()))
+    return int(first.arrays["image"].shape[0]) or spec.in_channels
+
+
+def _classes(pipeline: Pipeline, spec: DatasetSpec, training: Mapping[str, Any], stored: Mapping[str, Any]) -> int:
+    """Classes of the network: the data set's, unless preprocessing makes other labels of them."""
+    present = {label for case in training.values() for label in case.classes}
+    if any(_makes_labels(part) for part in pipeline.preprocess):
+        return 1 + max(label for case in stored.values() for label in [1, *case.classes])
+    absent = [f"{index} ({name})" for index, name in spec.labels.items() if index > 0 and index not in present]
+    if absent:
+        raise LabelError(
+            "classes without a voxel in the training part",
+            code="E337",
+            field="labels",
+            expected="at least one case with each label",
+            found=f"none with {', '.join(absent)}",
+            fix="add cases, choose another fold, or take the label out of datasets.yaml",
+        )
+    return spec.out_channels
+
+
+def _makes_labels(part: Component) -> bool:
+    from medseg.component_table import find_part
+
+    return find_part("transform", part.name).__module__ == "medseg.transforms.labels"
+
+
+def _epoch_samples(pipeline: Pipeline, cases: int) -> int:
+    train = pipeline.train
+    if train.iterations_per_epoch != "auto":
+        return int(train.iterations_per_epoch) * train.batch
+    visit = cases * train.samples_per_case
+    return visit * -(-LEAST_ITERATIONS * train.batch // visit)

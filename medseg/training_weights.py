@@ -1,0 +1,46 @@
+"""Fine-tuning: weights of another run put into a new network, as far as they fit, and a report of what was loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medseg.checkpoint import load_model
+from medseg.engine import TrainStep
+from medseg.errors import CheckpointError
+
+__all__ = ["load_weights"]
+
+
+def load_weights(step: TrainStep, source: str | Path) -> list[str]:
+    """Load what has the same name and shape.
+
+    Args:
+        step: holds the network (and its average).
+        source: a run folder or a checkpoint.
+
+    Returns:
+        Lines that say how many tensors were loaded, and which were not and why.
+
+    Raises:
+        CheckpointError: E360-E362, no checkpoint; E365, nothing in it fits.
+    """
+    model = load_model(source)
+    given, own = model.network.state_dict(), step.bare.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    shapes = [name for name in own if name in given and name not in fitting]
+    absent = [name for name in own if name not in given]
+    extra = [name for name in given if name not in own]
+    parameters = {name for name, _ in step.bare.named_parameters()}
+    if not parameters & fitting.keys():
+        found = f"{len(given)} tensors, none with a name and shape of this network"
+        raise CheckpointError("no weight of the checkpoint fits", code="E365", file=source, found=found)
+    with torch.no_grad():
+        for network in filter(None, (step.bare, step.average)):
+            network.load_state_dict(fitting, strict=False)
+    told = [f"weights: {len(fitting)} of {len(own)} tensors loaded from {Path(source)}"]
+    for names, why in ((shapes, "another shape"), (absent, "not in the checkpoint"), (extra, "not in this network")):
+        if names:
+            told.append(f"weights not loaded ({why}): {', '.join(names[:10])}" + (" ..." if len(names) > 10 else ""))
+    return told
