@@ -190,7 +190,9 @@ def _arguments(component: Component, kind: str, part: Any, facts: Mapping[str, A
 
 def _parameters(part: Any) -> dict[str, inspect.Parameter]:
     if not isinstance(part, type):  # a score: a function of the case's view, then its arguments
-        return dict(list(inspect.signature(part.terms or part.measure).parameters.items())[1:])
+        empty, kind = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
+        given = part.arguments().items()
+        return {n: inspect.Parameter(n, kind, default=v, annotation=v if v is empty else type(v)) for n, v in given}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(part).parameters
     return {n: p for n, p in found.items() if p.kind in kinds}
@@ -251,6 +253,8 @@ def _plain_part(hint: Any) -> Any:
         return hint
     if origin in (typing.Union, types.UnionType):
         kept = [part for part in map(_plain_part, inside) if part is not None]
+        if kept == [type(None)]:
+            return _NUMBERS | None
         return typing.Union[tuple(kept)] if kept else None  # noqa: UP007  (built at run time)
     if isinstance(origin, type) and inside:
         if issubclass(origin, tuple):

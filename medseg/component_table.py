@@ -109,6 +109,8 @@ def facts_for_monai(name: str) -> dict[str, Any]:
         facts["mode"] = tuple(smooth if key in ("image", "weight") else sharp for key in SPATIAL_KEYS)
     if name == "CropForegroundd":
         facts["source_key"] = "image"
+    if name == "Orientationd":  # MONAI's own default, said aloud: without it MONAI warns of a change that is past
+        facts["labels"] = (("L", "R"), ("P", "A"), ("I", "S"))
     return facts
 
 

@@ -62,7 +62,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             continue
         for old in [p for p in places if p[: len(path)] == path]:
             del places[old]
-        places[path] = place
+        for end in range(1, len(path) + 1):
+            places.setdefault(path[:end], place)  # keys that only the setting has brought in
         if len(keys) == 2 and keys[0] == "train" and keys[1] in BUDGETS and new is not None:
             chosen.add(keys[1])
     if problems:

@@ -28,7 +28,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _ODD_NUMBER = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*_[0-9_]*|0[xob][0-9a-fA-F_]+")
 _CONSTANTS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _CONSTANTS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_NOT_FINITE = (".inf", ".nan", "inf", "nan", "infinity")
+_NOT_FINITE = (".inf", ".nan")
 
 Path_ = tuple[Any, ...]  # keys and list positions from the top of the document
 

@@ -135,12 +135,11 @@ def _to_sample(case: str, image: Volume, arrays: dict[str, np.ndarray], notes: S
     import torch
     from monai.data.meta_tensor import MetaTensor
 
-    affine = torch.as_tensor(np.array(image.geometry.affine))  # a copy: the geometry's own is read-only
-    sample: dict[str, Any] = {
-        "image": MetaTensor(torch.as_tensor(np.ascontiguousarray(image.array, np.float32)), affine=affine)
-    }
-    for name, array in arrays.items():
-        sample[name] = MetaTensor(torch.as_tensor(np.ascontiguousarray(array)), affine=affine.clone())
+    sample: dict[str, Any] = {}
+    for name, array in {"image": image.array.astype(np.float32, copy=False), **arrays}.items():
+        own = np.require(array, requirements=["C", "W"])  # readers may give views of read-only memory
+        affine = torch.as_tensor(np.array(image.geometry.affine))
+        sample[name] = MetaTensor(torch.as_tensor(own), affine=affine)
     return sample | {"case": case, "native": image.geometry, "notes": tuple(notes)}
 
 

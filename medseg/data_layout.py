@@ -81,18 +81,18 @@ def _group(cases: list[Case], spec: DatasetSpec, problems: Problems) -> list[Cas
     counts: dict[tuple[str, str], int] = {}
     for case in cases:
         group = case.group
-        if not group and expression is not None and (match := expression.search(case.id)):
-            group = match[1] if expression.groups else match[0]
-        elif not group and expression is not None and not sequence:
-            problems.append(
-                DataError(
+        if not group and expression is not None:
+            match = expression.search(case.id)
+            group = "" if match is None else (match[1] if expression.groups else match[0]) or ""
+            if not group and not sequence:  # frames without a video's name are one sequence
+                problem = DataError(
                     f"no {rule.unit} can be read from the id",
                     code="E353",
                     case=case.id,
                     field="split.group",
                     expected=rule.group,
                 )
-            )
+                problems.append(problem)
         if sequence:
             key = (case.split, group)
             frame = counts[key] = counts.get(key, -1) + 1

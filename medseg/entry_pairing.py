@@ -176,7 +176,7 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
     )
     if several:
         message = "several labels for an image"
-        fix = "objects: put their masks in a folder for each image, and use --instances; classes: merge them into one label"
+        fix = "objects: masks in a folder for each image, and --instances; classes: merge them into one label"
     else:
         message = "images and labels cannot be paired by their names"
         fix = "name each label like its image (a_1.png and a_1_mask.png), or give a table with --csv"

@@ -1,0 +1,347 @@
+"""`data add`: a new folder described after looking at it, and readable as any other data set afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg.checking import check_cases
+from medseg.config import load_dataset
+from medseg.data import find_cases, load_sample
+from medseg.entry import add_dataset
+from medseg.entry_pairing import instance_pattern, pair_patterns
+from medseg.errors import MedsegError, UsageError
+
+
+def save(path: Path, array, mode=np.uint8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array, mode)).save(path)
+    return path
+
+
+def blob(value=255, shape=(16, 18)) -> np.ndarray:
+    array = np.zeros(shape, np.uint8)
+    array[4:9, 5:12] = value
+    return array
+
+
+def noise(seed, shape=(16, 18)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, shape)
+
+
+def fill(root: Path, *, label=None, count=4) -> Path:
+    for i in range(count):
+        save(root / f"img/p{i}_x.png", noise(i))
+        save(root / f"msk/p{i}_x_mask.png", blob() if label is None else label)
+    return root
+
+
+def refused(action, exit_code) -> list[MedsegError]:
+    with pytest.raises(MedsegError) as caught:
+        action()
+    assert caught.value.exit_code == exit_code, str(caught.value)
+    return list(caught.value.problems)
+
+
+# --- pairing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "expected"),
+    [
+        (["i/a_1.png", "i/a_2.png"], ["m/a_1.png", "m/a_2.png"], ("i/{id}.png", "m/{id}.png")),
+        (["i/a_1.png", "i/a_2.png"], ["m/a_1_mask.png", "m/a_2_mask.png"], ("i/{id}.png", "m/{id}_mask.png")),
+        (["i/1_im.tif", "i/2_im.tif"], ["m/1_man.gif", "m/2_man.gif"], ("i/{id}_im.tif", "m/{id}_man.gif")),
+        (["i/im_1.png", "i/im_2.png"], ["i/lab_1.png", "i/lab_2.png"], ("i/im_{id}.png", "i/lab_{id}.png")),
+        (["p1/ct.nii.gz", "p2/ct.nii.gz"], ["p1/seg.nii.gz", "p2/seg.nii.gz"], ("{id}/ct.nii.gz", "{id}/seg.nii.gz")),
+        (["p1/ct.nii.gz", "p2/ct.nii.gz"], ["seg/p1.nii.gz", "seg/p2.nii.gz"], ("{id}/ct.nii.gz", "seg/{id}.nii.gz")),
+        (["d1/i/3.png", "d2/i/3.png"], ["d1/m/3.png", "d2/m/3.png"], ("{id}/i/3.png", "{id}/m/3.png")),
+        (
+            ["d1/i/3.png", "d2/i/3.png", "d2/i/4.png"],
+            ["d1/m/3.png", "d2/m/3.png", "d2/m/4.png"],
+            ("{folder}/i/{name}.png", "{folder}/m/{name}.png"),
+        ),
+        (["i/x.png"], ["m/x_mask.png"], ("i/{id}.png", "m/{id}_mask.png")),
+        (["i/1.png", "i/2.png", "i/3.png"], ["m/1.png", "m/2.png", "m/9.png"], ("i/{id}.png", "m/{id}.png")),
+        (["i/10.png", "i/11.png"], ["m/10.png", "m/11.png"], ("i/{id}.png", "m/{id}.png")),
+    ],
+)
+def test_pairs_by_name(images, labels, expected):
+    assert pair_patterns(images, labels) == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (["i/apple.png", "i/pear.png"], ["m/1.png", "m/2.png"], "cannot be paired"),
+        (["i/1.png", "i/2.png"], ["m/1_a.png", "m/1_b.png", "m/2_a.png", "m/2_b.png"], "several labels"),
+        (["i/1.png", "i/2.jpg"], ["m/1.png", "m/2.png"], "several kinds"),
+        (["i/1.png", "i/x/2.png"], ["m/1.png", "m/2.png"], "different depths"),
+    ],
+)
+def test_what_cannot_be_paired(images, labels, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        pair_patterns(images, labels)
+    assert caught.value.fix
+
+
+def test_folders_of_masks():
+    images = ["s/a/images/a.png", "s/b/images/b.png"]
+    masks = ["s/a/masks/1.png", "s/a/masks/2.png", "s/b/masks/7.png"]
+    assert instance_pattern(images, masks) == ("s/{id}/images/{id}.png", "s/{id}/masks/*.png")
+    assert instance_pattern(["i/a.png", "i/b.png"], ["m/a/1.tif", "m/b/1.tif"]) == ("i/{id}.png", "m/{id}/*.tif")
+
+
+# --- entries ----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_with_masks(tmp_path):
+    fill(tmp_path)
+    result = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png", names="1=cell", group="^p[0-9]")
+    assert (result.cases, result.file) == (4, tmp_path / "datasets.yaml")
+    spec = load_dataset("mine", root=tmp_path)
+    assert (spec.dims, spec.colour, spec.unit, spec.labels) == (2, "grey", "px", {0: "background", 1: "cell"})
+    assert spec.encoding == {255: 1}
+    assert spec.split.unit == "patient"
+    sample = load_sample(find_cases(spec, tmp_path)[0], spec)
+    assert sample["label"].unique().tolist() == [0, 1]
+    assert check_cases(spec, tmp_path) == []
+    assert any("16 x 18 pixels" in note for note in result.notes)
+    # a second set goes below the first, and the first stays as it was
+    before = (tmp_path / "datasets.yaml").read_text()
+    add_dataset("other", tmp_path, images="img/{id}.png", labels="msk/{id}_mask.png")
+    assert (tmp_path / "datasets.yaml").read_text().startswith(before.rstrip())
+    assert load_dataset("mine", root=tmp_path) == spec
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "encoding", "ignore"),
+    [
+        (blob(1), {0, 1}, "index", None),
+        (blob(255), {0, 1}, {255: 1}, None),
+        (blob(7), {0, 1}, {7: 1}, None),
+        (np.where(noise(1) > 128, 1, 2) * (blob() > 0), {0, 1, 2}, "index", None),
+        (np.where(noise(1) > 128, 85, 170) * (blob() > 0), {0, 1, 2}, {85: 1, 170: 2}, None),
+        (np.where(noise(1) > 128, 1, np.where(noise(2) > 128, 2, 255)) * (blob() > 0), {0, 1, 2}, "index", 255),
+        (np.where(blob() > 0, 2, 1), {0, 1}, {1: 0, 2: 1}, None),
+    ],
+)
+def test_what_label_values_mean(tmp_path, label, labels, encoding, ignore):
+    fill(tmp_path, label=label)
+    add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert (set(spec.labels), spec.encoding, spec.ignore) == (labels, encoding, ignore)
+    assert check_cases(spec, tmp_path) == []
+
+
+def test_numbered_objects_are_instances(tmp_path):
+    fill(tmp_path, label=np.arange(16 * 18).reshape(16, 18) % 100)
+    add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert spec.has_instances
+    sample = load_sample(find_cases(spec, tmp_path)[0], spec)
+    assert int(sample["instances"].max()) == 99
+    assert sample["label"].unique().tolist() == [0, 1]
+
+
+def test_coloured_labels(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"img/{i}.png", np.stack([noise(i), noise(i + 9), noise(i + 20)], -1))
+        colour = np.zeros((16, 18, 3))
+        colour[:4], colour[4:6] = (255, 0, 0), (0, 0, 200)
+        save(tmp_path / f"msk/{i}.png", colour)
+    add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert spec.colours == {0: (0, 0, 0), 1: (255, 0, 0), 2: (0, 0, 200)}
+    assert (spec.colour, spec.in_channels) == ("rgb", 3)
+    label = load_sample(find_cases(spec, tmp_path)[0], spec)["label"][0]
+    assert [int(label[0, 0]), int(label[5, 0]), int(label[9, 0])] == [1, 2, 0]
+
+
+def test_grey_pictures_saved_in_colour_are_grey(tmp_path):
+    fill(tmp_path)
+    for i in range(4):
+        save(tmp_path / f"img/p{i}_x.png", np.stack([noise(i)] * 3, -1))
+    result = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    assert result.entry["colour"] == "grey"
+    assert any("read as grey" in note for note in result.notes)
+
+
+def test_folders_of_instance_masks(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"s/c{i}/images/c{i}.png", noise(i))
+        save(tmp_path / f"s/c{i}/masks/1.png", blob())
+        save(tmp_path / f"s/c{i}/masks/2.png", blob()[::-1])
+    add_dataset("mine", tmp_path, images="s/*/images/*.png", instances="s/*/masks/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert load_sample(find_cases(spec, tmp_path)[0], spec)["instances"].unique().tolist() == [0, 1, 2]
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """An MSD folder with two cases."""
+    affine = np.diag([0.5, 0.5, 2.0, 1.0])
+    for part, kind in (("imagesTr", np.int16), ("labelsTr", np.uint8)):
+        (tmp_path / "T" / part).mkdir(parents=True)
+        for name in "ab":
+            array = (np.arange(4 * 5 * 6).reshape(4, 5, 6) % 3).astype(kind) + (ord(name) if kind is np.int16 else 0)
+            nibabel.Nifti1Image(array, affine).to_filename(tmp_path / f"T/{part}/{name}.nii.gz")
+    table = {
+        "name": "Organ",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "organ", "2": "lesion"},
+        "numTraining": 2,
+        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"],
+    }
+    (tmp_path / "T/dataset.json").write_text(json.dumps(table))
+    return tmp_path
+
+
+def test_an_msd_folder(scans):
+    result = add_dataset("organ", scans, folder="T")
+    spec = load_dataset("organ", root=scans)
+    assert (spec.dims, spec.unit, spec.modality, spec.channels) == (3, "mm", "CT", ("CT",))
+    assert spec.labels == {0: "background", 1: "organ", 2: "lesion"}
+    assert any("0.5 x 0.5 x 2 mm" in note for note in result.notes)
+    assert check_cases(spec, scans) == []
+
+
+def test_an_nnunet_folder_with_void(scans):
+    for name in "ab":
+        (scans / f"T/imagesTr/{name}.nii.gz").rename(scans / f"T/imagesTr/{name}_0000.nii.gz")
+    table = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "organ": 1, "ignore": 2},
+        "file_ending": ".nii.gz",
+    }
+    (scans / "T/dataset.json").write_text(json.dumps(table))
+    add_dataset("organ", scans, folder=scans / "T")
+    spec = load_dataset("organ", root=scans)
+    assert (spec.labels, spec.ignore) == ({0: "background", 1: "organ"}, 2)
+    assert check_cases(spec, scans) == []
+    (scans / "T/dataset.json").write_text(json.dumps({**table, "labels": {"background": 0, "whole": [1, 2]}}))
+    (problem,) = refused(lambda: add_dataset("organ2", scans, folder="T"), 2)
+    assert "regions" in (problem.fix or "")
+
+
+def test_an_nnunet_folder_of_version_1(scans):
+    for name in "ab":
+        (scans / f"T/imagesTr/{name}.nii.gz").rename(scans / f"T/imagesTr/{name}_0000.nii.gz")
+    add_dataset("organ", scans, folder="T")
+    assert len(find_cases(load_dataset("organ", root=scans), scans)) == 2
+
+
+def test_a_table(tmp_path):
+    fill(tmp_path)
+    rows = ["image;label;group", *(f"img/p{i}_x.png;msk/p{i}_x_mask.png;{i % 2}" for i in range(4))]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    add_dataset("mine", tmp_path, csv="t.csv")
+    cases = find_cases(load_dataset("mine", root=tmp_path), tmp_path)
+    assert [case.group for case in cases] == ["0", "1", "0", "1"]
+    (tmp_path / "t.csv").write_text("\n".join(rows).replace("label", "mask"))
+    (problem,) = refused(lambda: add_dataset("mine2", tmp_path, csv="t.csv"), 2)
+    assert problem.field == "label"
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+def add(root, **more):
+    return add_dataset("mine", root, **{"images": "img/*.png", "labels": "msk/*.png", **more})
+
+
+def test_missing_masks_and_images_are_told_together(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "msk/p1_x_mask.png").unlink()
+    (tmp_path / "img/p2_x.png").unlink()
+    found = refused(lambda: add(tmp_path), 3)
+    assert sorted((p.code, p.case) for p in found) == [("E350", "p1_x"), ("E351", "p2_x")]
+    assert not (tmp_path / "datasets.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "exit_code", "code"),
+    [
+        ({"images": "none/*.png"}, 2, "E103"),
+        ({"labels": None}, 2, "E101"),
+        ({"instances": "msk/*.png"}, 2, "E101"),
+        ({"csv": "x.csv"}, 2, "E101"),
+        ({"images": None, "labels": None}, 2, "E101"),
+        ({"images": None, "labels": None, "csv": "x.csv"}, 2, "E104"),
+        ({"images": None, "labels": None, "folder": "img"}, 2, "E119"),
+        ({"names": "cell"}, 2, "E101"),
+        ({"names": "3=cell"}, 2, "E101"),
+        ({"group": "("}, 2, "E114"),
+        ({"group": "^q"}, 3, "E353"),
+        ({"images": "*/*.png"}, 2, "E106"),
+    ],
+)
+def test_wrong_requests(tmp_path, more, exit_code, code):
+    fill(tmp_path)
+    found = refused(lambda: add(tmp_path, **more), exit_code)
+    assert {problem.code for problem in found} == {code}
+    assert not (tmp_path / "datasets.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "1x", "x" * 80, "-x"])
+def test_names_that_are_none(tmp_path, name):
+    fill(tmp_path)
+    refused(lambda: add_dataset(name, tmp_path, images="img/*.png", labels="msk/*.png"), 2)
+
+
+def test_a_name_that_is_taken(tmp_path):
+    fill(tmp_path)
+    add(tmp_path)
+    (problem,) = refused(lambda: add(tmp_path), 2)
+    assert problem.code == "E107"
+    refused(lambda: add_dataset("liver", tmp_path, images="img/*.png", labels="msk/*.png"), 2)
+
+
+def test_mixed_kinds_are_refused_with_counts(tmp_path):
+    fill(tmp_path)
+    save(tmp_path / "img/p0_x.png", np.stack([noise(1), noise(2), noise(3)], -1))
+    (problem,) = refused(lambda: add(tmp_path), 3)
+    assert (problem.code, problem.found) == ("E314", "3 with 1 channels, 1 with 3 channels")
+    save(tmp_path / "img/p0_x.png", noise(1), np.uint16)
+    (problem,) = refused(lambda: add(tmp_path), 3)
+    assert problem.code == "E315"
+
+
+def test_labels_that_compression_has_blurred(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"img/{i}.png", noise(i))
+        save(tmp_path / f"msk/{i}.jpg", blob())
+    (problem,) = refused(lambda: add(tmp_path, labels="msk/*.jpg"), 3)
+    assert "JPEG" in problem.message
+
+
+def test_labels_that_are_all_empty(tmp_path):
+    fill(tmp_path, label=np.zeros((16, 18)))
+    (problem,) = refused(lambda: add(tmp_path), 3)
+    assert problem.code == "E335"
+
+
+def test_images_that_cannot_be_told_from_labels(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"all/{i}.png", noise(i))
+        save(tmp_path / f"all/{i}_mask.png", blob())
+    (problem,) = refused(lambda: add(tmp_path, images="all/?.png", labels="all/*_mask.png"), 2)
+    assert "0_mask.png" in (problem.found or "")
+
+
+def test_files_outside_the_data_folder(tmp_path):
+    fill(tmp_path / "outside")
+    (tmp_path / "data").mkdir()
+    (problem,) = refused(lambda: add(tmp_path / "data", images=str(tmp_path / "outside/img/*.png")), 2)
+    assert problem.code == "E104"
+
+
+def test_a_path_into_the_data_folder_may_start_anywhere(tmp_path, monkeypatch):
+    fill(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert add(Path("data"), images="data/img/*.png", labels=str(tmp_path / "data/msk/*.png")).cases == 4
