@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""Segment images with model.onnx and model.json beside this file; medseg is not needed.
+
+    pip install numpy scipy onnxruntime nibabel pillow
+    python run_onnx.py scan.nii.gz -o masks
+
+Preprocessing, tiles that meet exactly, and the way back to the image's own grid follow model.json. NIfTI volumes give
+NIfTI labels of the same grid; PNG, TIFF and JPEG give PNG. Research use only, not a medical device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from scipy import ndimage
+
+HERE = Path(__file__).resolve().parent
+TARGETS_ONLY = {"BoundaryWeightMapd", "InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd"}
+LARGEST_WINDOW = {2: 1024, 3: 128}  # voxels per axis given to the network at once, besides the context
+
+
+def component(entry):
+    """Name and arguments of a pipeline's component as JSON holds it."""
+    if isinstance(entry, str):
+        return entry, {}
+    name, arguments = next(iter(entry.items()))
+    return name, arguments or {}
+
+
+def read(path, dataset):
+    """Image (C, *spatial) float32, its 4x4 affine, and what is needed to write a label image like it."""
+    channels = len(dataset["channels"])
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        stored = nibabel.load(path)
+        array = np.asarray(stored.dataobj, dtype=np.float32)
+        if channels > 1:
+            array = np.moveaxis(array, -1, 0)
+        else:
+            array = array.reshape(array.shape[:3])[None]
+        return array, np.asarray(stored.affine, float), stored
+    from PIL import Image
+
+    with Image.open(path) as stored:
+        if dataset.get("colour") == "rgb":
+            array = np.moveaxis(np.asarray(stored.convert("RGB"), np.float32), -1, 0)
+        else:
+            array = np.asarray(stored if stored.mode in ("L", "I;16", "I", "F") else stored.convert("RGB"), np.float32)
+            if array.ndim == 3 and dataset.get("colour") == "luma":
+                array = np.rint(array @ np.array([0.299, 0.587, 0.114], np.float32))
+            elif array.ndim == 3:
+                if not (array[..., :1] == array).all():
+                    sys.exit(f"{path}: a colour picture, but the model takes grey ones")
+                array = array[..., 0]
+            array = array[None]
+    return array, np.eye(4), None
+
+
+def orient(image, affine, codes):
+    """Permute and flip axes to the given codes."""
+    import nibabel
+
+    wanted = nibabel.orientations.axcodes2ornt(codes)
+    change = nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(affine), wanted)
+    turned = np.stack([nibabel.orientations.apply_orientation(channel, change) for channel in image])
+    return turned, affine @ nibabel.orientations.inv_ornt_aff(change, image.shape[1:])
+
+
+def respace(image, affine, pixdim):
+    """Linear resampling to a spacing along the same axes; the first voxel's place follows MONAI's Spacing."""
+    shape = np.array(image.shape[1:], float)
+    matrix = affine[:3, :3]
+    upper = np.linalg.cholesky(matrix.T @ matrix).T
+    spacing = np.abs(np.resize(np.asarray(pixdim, float), 3))
+    new = np.eye(4)
+    new[:3, :3] = matrix @ np.linalg.inv(upper) @ np.diag(np.sign(np.diag(upper)) * spacing)
+    corners = np.array(list(itertools.product(*[(0.0, n - 1.0) for n in shape]))).T
+    corners = np.vstack([corners, np.ones(8)])
+    out = (np.linalg.solve(new, affine) @ corners)[:3]
+    size = np.round(np.ptp(out, axis=1) + 1).astype(int)
+    first = next(i for i in range(8) if np.allclose((out - out[:, i : i + 1]).min(axis=1), 0, atol=1e-3))
+    new[:3, 3] = (affine @ corners)[:3, first]
+    way = np.linalg.solve(affine, new)
+    moved = [ndimage.affine_transform(c, way[:3, :3], way[:3, 3], tuple(size), order=1, mode="nearest") for c in image]
+    return np.stack(moved), new
+
+
+def scale(image, low, high, arguments):
+    """Linear scaling of [low, high] to [b_min, b_max]."""
+    b_min, b_max = arguments.get("b_min"), arguments.get("b_max")
+    if high == low:
+        return image - low if b_min is None else image - low + b_min
+    image = (image - low) / (high - low)
+    if b_min is not None and b_max is not None:
+        image = image * (b_max - b_min) + b_min
+    return np.clip(image, b_min, b_max) if arguments.get("clip") else image
+
+
+def normalize(image, arguments):
+    """Subtract the mean, divide by the standard deviation, over all voxels or each channel."""
+    if arguments.get("nonzero"):
+        sys.exit("NormalizeIntensityd with nonzero is not known here: predict with medseg")
+
+    def one(part):
+        mean = arguments["subtrahend"] if arguments.get("subtrahend") is not None else part.mean(dtype=np.float64)
+        deviation = arguments["divisor"] if arguments.get("divisor") is not None else part.std(dtype=np.float64)
+        return (part - mean) / (deviation or 1.0)
+
+    return np.stack([one(part) for part in image]) if arguments.get("channel_wise") else one(image)
+
+
+def preprocess(image, affine, steps):
+    """What the pipeline does to an image before the network."""
+    for name, arguments in map(component, steps):
+        if name in TARGETS_ONLY:
+            continue
+        if name == "Orientationd":
+            image, affine = orient(image, affine, arguments["axcodes"])
+        elif name == "Spacingd":
+            image, affine = respace(image, affine, arguments["pixdim"])
+        elif name == "ScaleIntensityRanged":
+            image = scale(image, arguments["a_min"], arguments["a_max"], arguments)
+        elif name == "ScaleIntensityRangePercentilesd":
+            parts = image if arguments.get("channel_wise") else [image]
+            ends = [np.percentile(part, [arguments["lower"], arguments["upper"]]) for part in parts]
+            image = np.concatenate([np.atleast_1d(scale(p, *e, arguments)) for p, e in zip(parts, ends)]).reshape(image.shape)
+        elif name == "ScaleIntensityd":
+            low, high = arguments.get("minv", 0.0), arguments.get("maxv", 1.0)
+            image = scale(image, image.min(), image.max(), {"b_min": low, "b_max": high})
+        elif name == "NormalizeIntensityd":
+            image = normalize(image, arguments)
+        else:
+            sys.exit(f"preprocessing step {name} is not known here: predict with medseg")
+    return np.ascontiguousarray(image, np.float32), affine
+
+
+def mirrored(length, start, size):
+    """Indices of `size` voxels from `start`, mirrored at the ends of an axis."""
+    index = np.arange(start, start + size)
+    if length == 1:
+        return np.zeros_like(index)
+    index = index % (2 * (length - 1))
+    return np.minimum(index, 2 * (length - 1) - index)
+
+
+def windows(length, context, divisor, padded, largest):
+    """(first voxel of the window, its size, kept from, kept to) along one axis."""
+    step = max(divisor, largest // divisor * divisor)
+    found = []
+    if padded:  # the network's own padding acts at the border; inside, every window has its context
+        whole = -(-length // divisor) * divisor
+        for start in range(0, whole, step):
+            stop = min(start + step, whole)
+            first, last = max(0, start - context), min(whole, stop + context)
+            found.append((first, last - first, start, min(stop, length)))
+        return found
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        kept = -(-(stop - start) // divisor) * divisor
+        found.append((start - context, kept + 2 * context, start, stop))
+    return found
+
+
+def softmax(logits):
+    """Probabilities over axis 1; sigmoid for one channel."""
+    if logits.shape[1] == 1:
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+    power = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return power / power.sum(axis=1, keepdims=True)
+
+
+def predict(session, image, model):
+    """Probabilities (K, *spatial) of a preprocessed image, tile by tile."""
+    geometry = model["geometry"]
+    dims = geometry["spatial_dims"]
+    if image.ndim - 1 == 3 and dims == 2:  # a 2-D network goes through a volume slice by slice
+        return np.stack([predict(session, image[..., k], model) for k in range(image.shape[-1])], axis=-1)
+    name, arguments = component(model["pipeline"]["inference"])
+    if not geometry["exact_under_tiling"]:
+        sys.exit("this network is not exact under tiling: predict with medseg")
+    mirror = arguments.get("mirror") or ()
+    axes = tuple(range(dims)) if mirror is True else tuple(mirror)
+    flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+    plans = [
+        windows(n, c, d, geometry["padded"], LARGEST_WINDOW[dims])
+        for n, c, d in zip(image.shape[1:], geometry["context"], geometry["divisor"])
+    ]
+    result = None
+    for tile in itertools.product(*plans):
+        window = image
+        for axis, (first, size, _, _) in enumerate(tile, start=1):
+            window = np.take(window, mirrored(image.shape[axis], first, size), axis=axis)
+        total = 0.0
+        for flip in flips:
+            turned = np.flip(window, [a + 1 for a in flip])[None]
+            (logits,) = session.run(None, {"image": np.ascontiguousarray(turned)})
+            total = total + np.flip(softmax(logits)[0], [a + 1 for a in flip])
+        probabilities = total / len(flips)
+        if result is None:
+            result = np.zeros((len(probabilities), *image.shape[1:]), np.float32)
+        inner = tuple(
+            slice(start - first, stop - first) if geometry["padded"] else slice(0, stop - start)
+            for first, _, start, stop in tile
+        )
+        result[(slice(None), *(slice(start, stop) for _, _, start, stop in tile))] = probabilities[(slice(None), *inner)]
+    return result
+
+
+def to_native(probabilities, affine_pre, affine, shape):
+    """Probabilities on the image's own grid, linear; outside the preprocessed image there is background."""
+    dims = len(shape)
+    keep = [*range(dims), 3]
+    way = np.linalg.solve(affine_pre[np.ix_(keep, keep)], affine[np.ix_(keep, keep)])
+    if tuple(shape) == probabilities.shape[1:] and np.allclose(way, np.eye(dims + 1), atol=1e-6):
+        return probabilities
+    grid = np.indices(shape).reshape(dims, -1)
+    place = (way[:dims, :dims] @ grid + way[:dims, dims:]).reshape(dims, *shape)
+    sizes = np.array(probabilities.shape[1:]).reshape(-1, *[1] * dims)
+    outside = ((place < -0.5) | (place > sizes - 0.5)).any(axis=0)
+    moved = np.stack([ndimage.map_coordinates(p, place, order=1, mode="nearest") for p in probabilities])
+    moved[:, outside] = 0
+    if len(moved) > 1:
+        moved[0, outside] = 1
+    return moved
+
+
+def largest_component(labels, arguments):
+    """Keep the largest connected part (faces) of each label, or of all chosen labels together."""
+    chosen = arguments.get("labels") or [int(v) for v in np.unique(labels) if v]
+    for mask in [np.isin(labels, chosen)] if arguments.get("together") else [labels == label for label in chosen]:
+        parts, count = ndimage.label(mask)
+        if count > 1:
+            labels = np.where(mask & (parts != np.bincount(parts.ravel())[1:].argmax() + 1), 0, labels)
+    return labels.astype(np.uint8)
+
+
+def main():
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("masks"))
+    options = parser.parse_args()
+    model = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
+    graph = HERE / model["weights"]["file"]
+    if hashlib.sha256(graph.read_bytes()).hexdigest() != model["weights"]["sha256"]:
+        sys.exit(f"{graph}: damaged or changed since it was exported")
+    skipped = [name for name, _ in map(component, model["pipeline"].get("postprocess") or []) if name != "KeepLargestComponent"]
+    if skipped:
+        print(f"not done here, only by medseg: {', '.join(skipped)}", file=sys.stderr)
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    options.output.mkdir(parents=True, exist_ok=True)
+    for path in options.images:
+        image, affine, stored = read(path, model["dataset"])
+        prepared, affine_pre = preprocess(image, affine, model["pipeline"].get("preprocess") or [])
+        probabilities = to_native(predict(session, prepared, model), affine_pre, affine, image.shape[1:])
+        threshold = model.get("threshold")
+        if len(probabilities) == 1 or (len(probabilities) == 2 and threshold is not None):
+            labels = (probabilities[-1] >= (0.5 if threshold is None else threshold)).astype(np.uint8)
+        else:
+            labels = probabilities.argmax(axis=0).astype(np.uint8)
+        for name, arguments in map(component, model["pipeline"].get("postprocess") or []):
+            labels = largest_component(labels, arguments) if name == "KeepLargestComponent" else labels
+        if stored is not None:
+            import nibabel
+
+            header = stored.header.copy()
+            header.set_data_dtype(np.uint8)
+            header.set_slope_inter(1, 0)
+            target = options.output / path.name
+            nibabel.Nifti1Image(labels, stored.affine, header).to_filename(target)
+        else:
+            from PIL import Image
+
+            target = options.output / f"{path.stem}.png"
+            Image.fromarray(labels).save(target)
+        print(target)
+
+
+if __name__ == "__main__":
+    main()

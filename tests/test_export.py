@@ -1,0 +1,276 @@
+"""Exports: the same masks from run, package, bundle and ONNX; damaged or foreign files refused; nothing needs the network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medseg.checkpoint import CheckpointStore, load_model
+from medseg.config import DatasetSpec, Pipeline
+from medseg.errors import CheckpointError, MedsegError, UsageError
+from medseg.export import export_bundle, export_onnx, export_package
+from medseg.networks import build_network
+from medseg.package import FORMAT, read_package, traced_network
+from medseg.prediction import predict
+from medseg.tables import SCHEMA, write_summary
+
+ONNX = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+
+
+def pipeline(**changes):
+    plain = {
+        "title": "A phantom.", "dataset": "phantom_ct",
+        "preprocess": [
+            {"Orientationd": {"axcodes": "RAS"}}, {"Spacingd": {"pixdim": [2.0, 2.0, 3.0]}},
+            {"ScaleIntensityRanged": {"a_min": -100.0, "a_max": 200.0, "b_min": -1.0, "b_max": 1.0, "clip": True}},
+        ],
+        "augment": [], "network": {"UNet": {"channels": [4, 8], "padding": "same", "norm": "batch"}},
+        "loss": {"DistanceWeightedDiceCELoss": {}}, "optimizer": {"AdamW": {"lr": 1e-3}}, "schedule": {"PolynomialLR": {"power": 0.9}},
+        "train": {"epochs": 1, "batch": 1, "patch": [16, 16, 16]}, "inference": {"OverlapTileInferer": {"mirror": [0]}},
+        "postprocess": ["KeepLargestComponent"], "metrics": ["Dice"], "best": "Dice",
+    }  # fmt: skip
+    return Pipeline.from_dict({**plain, **changes})
+
+
+def dataset(**changes):
+    plain = {
+        "name": "phantom_ct", "title": "Phantom `CT` | <b>", "modality": "CT", "dims": 3, "channels": ["ct"], "unit": "mm",
+        "labels": {0: "background", 1: "organ", 2: "lesion"}, "files": [{"training": {"image": "a/{id}.nii.gz", "label": "b/{id}.nii.gz"}}],
+    }  # fmt: skip
+    return DatasetSpec.from_dict({**plain, **changes})
+
+
+def make_run(folder, choices, facts, seed=0):
+    torch.manual_seed(seed)
+    part = choices.network
+    dims = len(choices.train.patch)
+    network = build_network(part.name, spatial_dims=dims, in_channels=facts.in_channels, out_channels=facts.out_channels, **part.arguments)
+    with torch.no_grad():
+        for module in network.modules():  # statistics of a trained network are not those of a new one
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    folder.mkdir(parents=True)
+    state = {
+        "pipeline": choices.to_dict(), "dataset": facts.to_dict(), "in_channels": facts.in_channels, "out_channels": facts.out_channels,
+        "network_state": network.state_dict(), "threshold": None, "metrics": {"Dice": 0.5}, "progress": {"epoch": 3}, "versions": {"torch": "x"},
+    }  # fmt: skip
+    CheckpointStore(folder).save(state, "best")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "run", pipeline(), dataset())
+    (folder / "split.json").write_text(json.dumps({"seed": 0, "folds": 5, "fold": 0, "training": ["a", "b"], "validation": ["c"]}))
+    entry = {"label": "organ", "metric": "Dice", "unit": "", "better": "higher", "definition": "", "level": "case", "n": 5, "patients": 5,
+             "mean": 0.9, "sd": 0.1, "median": 0.9, "q1": 0.8, "q3": 1.0, "low": 0.81, "high": 0.97, "scored": 5, "missed": 0,
+             "false_alarm": 0, "both_empty": 0}  # fmt: skip
+    write_summary(folder / "validation" / "summary.json", {"schema": SCHEMA, "scores": [entry]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number, axes in enumerate(([-1.5, -1.5, 4.0], [2.0, 1.5, -3.0])):
+        array = np.zeros((37, 30, 15), np.int16) - 1000
+        array[8:30, 6:24, 2:12] = generator.normal(60, 60, (22, 18, 10))
+        affine = np.diag([*axes, 1.0])
+        affine[:3, 3] = [10, -20, 5]
+        nibabel.Nifti1Image(array, affine).to_filename(folder / f"scan_{number}.nii.gz")
+    return folder
+
+
+def masks(folder):
+    return {path.name: np.asarray(nibabel.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+@pytest.fixture(scope="module")
+def wanted(run, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wanted")
+    assert predict(run, images, folder, progress=False).exit_code == 0
+    found = masks(folder)
+    assert len(found) == 2
+    assert all(len(np.unique(mask)) > 1 for mask in found.values())
+    return found
+
+
+def test_a_package_predicts_the_same_masks(run, images, wanted, tmp_path):
+    folder = export_package(run, tmp_path / "package")
+    assert {p.name for p in folder.iterdir()} == {"model.json", "model.safetensors", "MODEL_CARD.md"}
+    assert predict(folder, images, tmp_path / "masks", progress=False).exit_code == 0
+    found = masks(tmp_path / "masks")
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    content = json.loads((folder / "model.json").read_text())
+    assert content["format"] == FORMAT
+    assert Pipeline.from_dict(content["pipeline"]) == pipeline()
+    export_package(run, folder)  # an earlier export is replaced
+
+
+def test_the_model_card_says_what_matters(run, tmp_path):
+    text = (export_package(run, tmp_path / "package") / "MODEL_CARD.md").read_text()
+    for said in ("Not a medical device", "fold 0 of 5", "2 cases trained on, 1 held out", "0.810 to 0.970", r"Phantom \`CT\` \| \<b\>", "Limits", "1 organ, 2 lesion"):
+        assert said in text, said
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code"),
+    [
+        ("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "E361"),
+        ("model.safetensors", None, "E360"),
+        ("model.json", lambda b: b"{", "E362"),
+        ("model.json", lambda b: b"[1]", "E362"),
+        ("model.json", lambda b: b.replace(FORMAT.encode(), b"other"), "E362"),
+        ("model.json", lambda b: b.replace(b'"model.safetensors"', b'"../../secret"'), "E"),
+        ("model.json", lambda b: b.replace(b'"safetensors"', b'"pickle"'), "E362"),
+        ("model.json", lambda b: b.replace(b'"weights"', b'"weihgts"'), "E362"),
+        ("model.json", lambda b: b.replace(b'"channels": [', b'"channels": [2,'), "E36"),
+    ],
+)
+def test_damaged_and_foreign_packages_are_refused(run, tmp_path, name, change, code):
+    folder = export_package(run, tmp_path / "package")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change is not None:
+        (folder / name).write_bytes(change(content))
+    with pytest.raises(MedsegError) as caught:
+        load_model(folder)
+    assert caught.value.code.startswith(code)
+    assert caught.value.exit_code in (2, 3)
+
+
+def test_exports_do_not_overwrite_what_is_not_theirs(run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    for export in (export_package, export_bundle, export_onnx):
+        with pytest.raises(UsageError, match="something else"):
+            export(run, tmp_path)
+        with pytest.raises(CheckpointError):
+            export(tmp_path / "nothing", tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture(scope="module")
+def onnx(run, tmp_path_factory):
+    return export_onnx(run, tmp_path_factory.mktemp("onnx") / "model")
+
+
+def test_onnx_equals_the_network_on_any_size_and_batch(run, onnx):
+    network = load_model(run).network
+    session = ONNX.InferenceSession(str(onnx / "model.onnx"))
+    for shape in ((1, 1, 16, 16, 16), (2, 1, 8, 20, 32), (1, 1, 40, 18, 12)):
+        image = torch.randn(shape)
+        (found,) = session.run(None, {"image": image.numpy()})
+        assert np.abs(found - network(image).numpy()).max() < 1e-4
+    assert json.loads((onnx / "model.json").read_text())["onnx"]["difference"] < 1e-4
+    with pytest.raises(UsageError, match="not an export"):
+        export_package(onnx, onnx.parent / "again")
+
+
+def test_predict_takes_an_onnx_export(onnx, images, wanted, tmp_path):
+    assert predict(onnx, images, tmp_path, progress=False).exit_code == 0
+    for name, mask in masks(tmp_path).items():
+        assert (mask != wanted[name]).mean() < 1e-3  # rounding may move a voxel between classes
+
+
+def test_the_standalone_runner_needs_no_medseg_and_gives_the_same_masks(onnx, images, wanted, tmp_path):
+    block = tmp_path / "block"
+    for name in ("medseg", "monai", "torch"):  # importing any of them would fail
+        (block / name).mkdir(parents=True)
+        (block / name / "__init__.py").write_text("raise ImportError('not here')")
+    command = [sys.executable, str(onnx / "run_onnx.py"), *map(str, sorted(images.glob("*.nii.gz"))), "-o", str(tmp_path / "masks")]
+    subprocess.run(command, check=True, env={"PYTHONPATH": str(block), "PATH": "/usr/bin:/bin"}, capture_output=True)
+    found = masks(tmp_path / "masks")
+    assert found.keys() == wanted.keys()
+    for name, mask in found.items():
+        assert (mask != wanted[name]).mean() < 1e-3
+    for path in images.glob("*.nii.gz"):
+        made = nibabel.load(tmp_path / "masks" / path.name)
+        assert np.allclose(made.affine, nibabel.load(path).affine)
+
+
+def test_the_runner_tiles_a_picture_of_an_unpadded_network_exactly(tmp_path):
+    choices = pipeline(
+        preprocess=[{"NormalizeIntensityd": {"channel_wise": True}}], network={"UNet": {"channels": [4, 8]}},
+        train={"epochs": 1, "batch": 1, "patch": [32, 32]}, inference="OverlapTileInferer", postprocess=[],
+    )  # fmt: skip
+    facts = dataset(dims=2, unit="px", channels=["r", "g", "b"], colour="rgb", modality="photograph")
+    run = make_run(tmp_path / "run", choices, facts, seed=3)
+    picture = np.random.default_rng(1).integers(0, 255, (70, 83, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture).save(tmp_path / "in" / "a.png")
+    predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    folder = export_onnx(run, tmp_path / "onnx")
+    script = folder / "run_onnx.py"
+    script.write_text(script.read_text().replace("2: 1024", "2: 20"))  # many tiles
+    subprocess.run([sys.executable, str(script), str(tmp_path / "in" / "a.png"), "-o", str(tmp_path / "masks")], check=True)
+    one, two = (np.asarray(Image.open(tmp_path / d / "a.png")) for d in ("out", "masks"))
+    assert len(np.unique(one)) > 1
+    assert (one != two).mean() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    return export_bundle(run, tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+def test_a_bundle_runs_offline_with_the_same_masks(bundle, images, wanted, tmp_path, monkeypatch):
+    from monai.bundle import run as run_bundle
+
+    monkeypatch.chdir(bundle)
+    run_bundle(config_file="configs/inference.json", dataset_dir=str(images), output_dir=str(tmp_path), device="cpu")
+    found = masks(tmp_path)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    predict(bundle, images, tmp_path / "again", progress=False)
+    assert all(np.array_equal(mask, wanted[name]) for name, mask in masks(tmp_path / "again").items())
+
+
+def test_a_bundle_passes_monais_checks_offline(bundle, monkeypatch, tmp_path):
+    from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+
+    monkeypatch.chdir(bundle)
+    files = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
+    verify_net_in_out("network_def", device="cpu", **files)
+    ckpt_export("network_def", filepath=str(tmp_path / "model.ts"), ckpt_file="models/model.pt", **files)
+    image = torch.randn(1, 1, 16, 16, 32)
+    wanted = load_model(bundle).network(image)
+    assert torch.equal(torch.jit.load(str(tmp_path / "model.ts"))(image), wanted)
+    pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    verify_metadata(meta_file="configs/metadata.json", filepath="configs/schema.json")
+
+
+def test_a_traced_network_has_the_same_parameters():
+    network = build_network("AttentionUNet", spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8, 8)).eval()
+    traced = traced_network("AttentionUNet", 2, 1, 2, channels=[4, 8, 8])
+    traced.load_state_dict(network.state_dict())
+    image = torch.randn(2, 1, 24, 40)
+    assert torch.equal(traced(image), network(image))
+
+
+def test_a_bundles_pickle_cannot_run_code(bundle, tmp_path):
+    import shutil
+
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "canary"), "w"))
+
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    torch.save({"a": Canary()}, folder / "models" / "model.pt")
+    content = json.loads((folder / "model.json").read_text())
+    from medseg.files import sha256_file
+
+    content["weights"]["sha256"] = sha256_file(folder / "models" / "model.pt")
+    (folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError):
+        read_package(folder)
+    assert not (tmp_path / "canary").exists()
