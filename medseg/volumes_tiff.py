@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = ["read_tiff", "read_tiff_header", "read_tiff_window"]
 _RATIO = 5000  # unpacked bytes per stored byte that no TIFF compression of real use exceeds
 _SMALL = 64 << 20  # below, the ratio is not looked at
 _MAX_BYTES = 1 << 36
+_MAX_TILE = 1 << 20  # pixels, where the image has no more
 
 
 def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -> Raw:
@@ -160,6 +162,7 @@ def _opened(path: Path, case: str | None) -> Iterator[tuple[Any, list, int]]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # what it would log is raised below
     try:
+        _check_chain(path, size, case)
         with tifffile.TiffFile(path) as file:
             pages = [page for page in file.pages if not page.subfiletype & 5]  # previews and masks are not the image
             if not pages:
@@ -179,6 +182,26 @@ def _opened(path: Path, case: str | None) -> Iterator[tuple[Any, list, int]]:
         raise FormatError(what, code=code, case=case, file=path, found=message[:200]) from None
     finally:
         logger.setLevel(level)
+
+
+def _check_chain(path: Path, size: int, case: str | None) -> None:
+    """The directories must lie inside the file and each come once: tifffile follows a loop of them for minutes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = head[2:4] in (b"+\0", b"\0+")
+        count_form, entry, next_form = ("Q", 20, "Q") if big else ("H", 12, "I")
+        place = struct.unpack_from(order + next_form, head, 8 if big else 4)[0]
+        seen: set[int] = set()
+        while place:
+            if place in seen or place >= size:
+                found = f"directory {len(seen) + 1} at byte {place} of {size}{', again' * (place in seen)}"
+                raise FormatError("the TIFF's directories are broken", code="E305", case=case, file=path, found=found)
+            seen.add(place)
+            file.seek(place)
+            count = struct.unpack(order + count_form, file.read(struct.calcsize(count_form)))[0]
+            file.seek(place + struct.calcsize(count_form) + count * entry)
+            place = struct.unpack(order + next_form, file.read(struct.calcsize(next_form)))[0]
 
 
 def _layout(pages: list, path: Path, case: str | None, hidden: int = 0) -> tuple[tuple[int, ...], int]:
@@ -214,6 +237,9 @@ def _check_segments(page: Any, size: int, path: Path, case: str | None) -> None:
     if rows < 1 or columns < 1:
         raise FormatError("the TIFF is corrupt", code="E305", case=case, file=path, found=f"size {columns} x {rows}")
     if page.is_tiled:
+        if page.tilelength * page.tilewidth > max(_MAX_TILE, 4 * rows * columns):
+            found = f"tiles of {page.tilewidth} x {page.tilelength} for {columns} x {rows} pixels"
+            raise FormatError("the TIFF is corrupt", code="E305", case=case, file=path, found=found)
         wanted = -(-rows // max(1, page.tilelength)) * -(-columns // max(1, page.tilewidth))
     else:
         wanted = -(-rows // max(1, min(int(page.rowsperstrip or rows), rows)))

@@ -1,0 +1,64 @@
+"""Names and listings: odd names work everywhere, order is natural, ids are unique."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+
+from medseg.errors import UsageError
+from medseg.volumes import case_id, list_inputs, read_image, read_label, write_label
+
+ODD_NAMES = [
+    "with blank", "Ünïcode é", "肝脏", "'quoted' \"twice\"", "line\nbreak", "100% %s %(x)s", "-leading",
+    "<script>x<script>",
+    "[brackets] *?", "a" * 248, "$HOME `id` ; &", "..dots", "tab\there", "\u202eright",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_work_everywhere(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "in" / f"{name}.nii.gz"
+    file.parent.mkdir()
+    file.write_bytes(corpus.packed(corpus.nifti(corpus.image())))
+    volume = read_image(file)
+    assert case_id(file) == name
+    if not name.startswith("."):  # hidden files are not listed in folders
+        assert list_inputs([file.parent]) == [file]
+    assert list_inputs([file]) == [file]
+    target = tmp_path / "out" / file.name
+    write_label(target, np.ones(volume.geometry.shape, np.uint8), volume)
+    assert [p.name for p in target.parent.iterdir()] == [file.name]
+    assert read_label(target, allowed={1}).array.all()
+    for suffix in (".mha", ".png", ".tif"):
+        other = tmp_path / f"{name[:240]}{suffix}"
+        if suffix == ".mha":
+            corpus.write_itk(tmp_path / "plain.mha", corpus.image())
+            os.replace(tmp_path / "plain.mha", other)
+        else:
+            other.write_bytes((corpus.png if suffix == ".png" else corpus.tiff)(corpus.image((9, 8), np.uint8)))
+        assert read_image(other).array.size
+
+
+def test_listing_folders_patterns_and_clashes(tmp_path: Path) -> None:
+    for name in ("liver_10.nii.gz", "liver_2.nii", "liver_1.nii.gz", ".hidden.nii", "notes.txt"):
+        (tmp_path / name).write_bytes(corpus.nifti(corpus.image()))
+    names = [path.name for path in list_inputs([tmp_path])]
+    assert names == ["liver_1.nii.gz", "liver_2.nii", "liver_10.nii.gz"]
+    assert [p.name for p in list_inputs([str(tmp_path / "*_1*.nii.gz"), tmp_path / "liver_1.nii.gz"])] == [
+        "liver_1.nii.gz",
+        "liver_10.nii.gz",
+    ]
+    (tmp_path / "liver_2.nii.gz").write_bytes(b"")
+    with pytest.raises(UsageError, match="liver_2"):
+        list_inputs([tmp_path])
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "none*", tmp_path / "none.nii"):
+        with pytest.raises(UsageError) as caught:
+            list_inputs([wrong])
+        assert caught.value.code == "E103"
+    with pytest.raises(UsageError):
+        list_inputs([])
