@@ -31,7 +31,8 @@ class Difference:
         mean_first, mean_second: means of the two.
         difference: mean of (second - first); low, high: its 95 % bootstrap interval.
         p, p_holm: Wilcoxon's signed-rank test, and after Holm's correction over all lines.
-        verdict: "better", "worse" or "no difference shown" (of the second; "not judged" for scores without a direction).
+        verdict: "better", "worse" or "no difference shown" (of the second; "not judged" for scores without a
+            direction).
     """
 
     first: str
@@ -135,7 +136,8 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
             found = compare_paired(a, b, better=way, groups=by, seed=seed)
             differences.append(
                 Difference(
-                    names[0], name, label, metric, row.unit, way, found.n, found.groups, sum(a) / len(a), sum(b) / len(b),
+                    names[0], name, label, metric, row.unit, way, found.n, found.groups, sum(a) / len(a),
+                    sum(b) / len(b),
                     found.difference, found.low, found.high, found.p, found.p, "",
                 )
             )  # fmt: skip

@@ -1,7 +1,7 @@
 """Evaluation: predictions against references, every case scored, nothing left out, with intervals.
 
-Writes cases.csv (one line per case, label and score), summary.json (means, intervals, what was missing), views/ (pictures
-for the report) and, when asked for, scores.md and scores.tex. Schemas: docs/cases_csv.md.
+Writes cases.csv (one line per case, label and score), summary.json (means, intervals, what was missing), views/
+(pictures for the report) and, when asked for, scores.md and scores.tex. Schemas: docs/cases_csv.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from medseg import __version__
 from medseg.errors import UsageError
 from medseg.evaluation_pairs import Reading, check_grids
 from medseg.evaluation_plan import Plan, make_plan
-from medseg.evaluation_scoring import CaseScores, count_workers, label_values, map_cases, score_pair
+from medseg.evaluation_pool import count_workers, map_cases
+from medseg.evaluation_scoring import CaseScores, label_values, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
@@ -91,7 +92,8 @@ def evaluate(
 ) -> Evaluation:
     """Score predictions against references.
 
-    A reference without a prediction is scored as missed. A prediction on another grid, a value that is no label, a broken
+    A reference without a prediction is scored as missed. A prediction on another grid, a value that is no label, a
+    broken
     file: the evaluation is refused as a whole, with all problems told, since a mean over the rest would not be honest.
 
     Args:
@@ -125,7 +127,8 @@ def evaluate(
             raise UsageError("unknown format of table", field="formats", expected=", ".join(_FORMATS), found=name)
     started = time.time()
     plan = make_plan(
-        predictions, reference, output=output, data=data, images=images, run=run, part=part, protocol=protocol, metrics=metrics,
+        predictions, reference, output=output, data=data, images=images, run=run, part=part, protocol=protocol,
+        metrics=metrics,
         labels=labels, ignore=ignore,
     )  # fmt: skip
     probe_writable(plan.output)
@@ -240,7 +243,8 @@ def _collect_rows(results: Sequence[CaseScores], plan: Plan) -> tuple[list[Score
 
 
 def _summarise(
-    plan: Plan, reading: Reading, rows: Sequence[ScoreRow], better: Mapping[str, str], results: Sequence[CaseScores], seed: int,
+    plan: Plan, reading: Reading, rows: Sequence[ScoreRow], better: Mapping[str, str], results: Sequence[CaseScores],
+    seed: int,
     notes: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     groups = {pair.case: pair.group for pair in plan.pairs if pair.group}
@@ -256,10 +260,12 @@ def _summarise(
     ]  # fmt: skip
     return {
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
-        "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset, "protocol": plan.protocol,
+        "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,
+        "protocol": plan.protocol,
         "labels": {str(k): v for k, v in reading.labels.items()}, "unit": results[0].unit,
         "cases": {
-            "count": len(plan.pairs), "missing": [pair.case for pair in plan.pairs if pair.prediction is None], "extra": plan.extra,
+            "count": len(plan.pairs), "missing": [pair.case for pair in plan.pairs if pair.prediction is None],
+            "extra": plan.extra,
         },
         "groups": groups, "bootstrap": _bootstrap(groups, seed),
         "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),

@@ -136,8 +136,10 @@ def pair_cases(
         used.add(name)
         pairs.append(
             Pair(
-                case.id, case.label or case.instances[0], present.get(name) if name else None, images=tuple(case.images), fov=case.fov,
-                instances=tuple(case.instances), group=case.group, probabilities=probabilities.get(name or case.id), source=case,
+                case.id, case.label or case.instances[0], present.get(name) if name else None,
+                images=tuple(case.images), fov=case.fov,
+                instances=tuple(case.instances), group=case.group, probabilities=probabilities.get(name or case.id),
+                source=case,
             )
         )  # fmt: skip
     if not pairs:
@@ -169,22 +171,23 @@ def check_grids(pairs: Sequence[Pair], *, resample: bool) -> list[str]:
             continue
         try:
             one, two = read_geometry(pair.reference)[0], read_geometry(pair.prediction)[0]
+        except MedsegError as error:
+            problems.append(error)
+            continue
+        try:
             check_pair(one, two, case=pair.case)
         except GeometryError as error:
-            if error.code not in ("E320", "E325", "E326", "E327"):
-                problems.append(error)
-            elif resample:
+            if resample:
                 differing.append(pair.case)
             else:
                 problems.append(
                     GeometryError(
-                        "prediction and reference lie on different grids", code=error.code, case=pair.case, file=pair.prediction,
+                        "prediction and reference lie on different grids", code=error.code, case=pair.case,
+                        file=pair.prediction,
                         expected=describe_grid(one), found=describe_grid(two),
                         fix="predict on the reference's grid, or ask for --resample",
                     )
                 )  # fmt: skip
-        except MedsegError as error:
-            problems.append(error)
     if problems:
         raise collect(problems)
     return differing

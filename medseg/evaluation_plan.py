@@ -1,4 +1,4 @@
-"""What an evaluation is going to do: pairs of files, labels, scores, and where the results go; decided before any scoring."""
+"""What an evaluation is going to do: pairs of files, labels, scores, and where results go; decided before scoring."""
 
 from __future__ import annotations
 

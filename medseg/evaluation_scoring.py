@@ -1,33 +1,26 @@
-"""The scoring of one case, and of many in parallel processes: files in, rows of cases.csv out."""
+"""The scoring of one case: files in, rows of cases.csv and what pools over cases out."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from medseg.errors import MedsegError, ResourceError, UsageError, collect
 from medseg.evaluation_pairs import Pair, Reading
 from medseg.tables import ScoreRow
 from medseg.volumes import Geometry, read_label
 
-__all__ = ["Arrays", "CaseScores", "Scoring", "count_workers", "label_values", "map_cases", "read_arrays", "score_pair"]
+__all__ = ["Arrays", "CaseScores", "Scoring", "label_values", "read_arrays", "score_pair"]
 
 BINS = 10  # of the reliability diagram
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is measured: metrics as `medseg.metrics` takes them, regions (name -> labels), unit, whether scores that need
-    probabilities may be left out where there are none."""
+    """What is measured: metrics as `medseg.metrics` takes them, regions (name -> labels), unit, whether scores that
+    need probabilities may be left out where there are none."""
 
     metrics: tuple[Any, ...]
     regions: Mapping[str, Sequence[int]] | None = None
@@ -75,8 +68,9 @@ class CaseScores:
 def read_arrays(pair: Pair, reading: Reading, *, instances: bool = False) -> Arrays:
     """Prediction and reference of a case on the reference's grid.
 
-    A prediction on another grid is brought to it by nearest neighbour; `check_grids` has refused it before where that was
-    not asked for. With `instances`, an image with other values than the labels is taken as numbered objects of label 1.
+    A prediction on another grid is brought to it by nearest neighbour; `check_grids` has refused it before where that
+    was not asked for. With `instances`, an image with other values than the labels is taken as numbered objects of
+    label 1.
 
     Raises:
         MedsegError: a file is refused.
@@ -136,18 +130,19 @@ def _same(one: Geometry, two: Geometry) -> bool:
 def _resample(array: np.ndarray, own: Geometry, target: Geometry) -> np.ndarray:
     from scipy import ndimage
 
+    resample: Any = ndimage.affine_transform  # its annotation says that an offset is one number
     if own.kind == "picture":  # pictures are laid over one another edge to edge
         scale = np.array(own.shape) / np.array(target.shape)
-        return ndimage.affine_transform(array, scale, (scale - 1) / 2, target.shape, order=0, mode="nearest")
+        return resample(array, scale, tuple((scale - 1) / 2), target.shape, order=0, mode="nearest")
     way = np.linalg.inv(own.affine) @ target.affine
-    return ndimage.affine_transform(array, way[:3, :3], way[:3, 3], target.shape, order=0, mode="constant", cval=0)
+    return resample(array, way[:3, :3], tuple(way[:3, 3]), target.shape, order=0, mode="constant", cval=0)
 
 
 def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     """Score one case. A missing prediction is scored as an empty one and counts as missed for every label.
 
-    Where the reference does not have a label either, an empty prediction would be perfect; a missing one is not, so it is
-    scored there as the mirror image of a miss: one wrong voxel.
+    Where the reference does not have a label either, an empty prediction would be perfect; a missing one is not, so
+    it is scored there as the mirror image of a miss: one wrong voxel.
 
     Raises:
         MedsegError: a file is refused.
@@ -161,7 +156,8 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     unit = scoring.unit or arrays.geometry.unit
     labels = {0: "background", **reading.labels}
     result = measure_case(
-        prediction, arrays.reference, labels=labels, metrics=scoring.metrics, spacing=arrays.geometry.spacing, case=pair.case,
+        prediction, arrays.reference, labels=labels, metrics=scoring.metrics, spacing=arrays.geometry.spacing,
+        case=pair.case,
         unit=unit, fov=arrays.fov, ignore=reading.ignore, probabilities=probabilities, regions=scoring.regions,
         instances=arrays.instances, skip=scoring.skip or missing,
     )  # fmt: skip
@@ -179,7 +175,8 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     ]
     counts = {} if probabilities is None else calibration_counts(probabilities, arrays.reference, reading, arrays.fov)
     return CaseScores(
-        pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores}, _volumes(arrays, reading, unit), counts,
+        pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores}, _volumes(arrays, reading, unit, scoring.regions),
+        counts,
         arrays.reference.ndim, unit,
     )  # fmt: skip
 
@@ -193,19 +190,20 @@ def _worst(reference: np.ndarray, reading: Reading) -> np.ndarray:
     return prediction
 
 
-def _volumes(arrays: Arrays, reading: Reading, unit: str) -> dict[str, tuple[float, float, str]]:
+def _volumes(
+    arrays: Arrays, reading: Reading, unit: str, regions: Mapping[str, Sequence[int]] | None
+) -> dict[str, tuple[float, float, str]]:
     dims = arrays.reference.ndim
     size = float(np.prod(arrays.geometry.spacing)) if unit == "mm" else 1.0
-    size, name = (
-        (size / 1000, "mL")
-        if dims == 3 and unit == "mm"
-        else (size, "mm²" if unit == "mm" else "px" if dims == 2 else "voxel")
-    )
+    name = {(3, "mm"): "mL", (2, "mm"): "mm²", (2, "px"): "px"}.get((dims, unit), "voxel")
+    size = size / 1000 if name == "mL" else size
     valid = None if arrays.fov is None else arrays.fov != 0
     volumes = {}
-    for index, label in reading.labels.items():
-        masks = [np.zeros((), bool) if a is None else a == index for a in (arrays.prediction, arrays.reference)]
-        counted = [np.count_nonzero(m if valid is None else m & valid) * size for m in masks]
+    for label, values in (regions or {label: (index,) for index, label in reading.labels.items()}).items():
+        counted = []
+        for array in (arrays.prediction, arrays.reference):
+            mask = np.zeros((), bool) if array is None else np.isin(array, values)
+            counted.append(float(np.count_nonzero(mask if valid is None else mask & valid)) * size)
         volumes[label] = (counted[0], counted[1], name)
     return volumes
 
@@ -213,7 +211,8 @@ def _volumes(arrays: Arrays, reading: Reading, unit: str) -> dict[str, tuple[flo
 def calibration_counts(
     probabilities: np.ndarray, reference: np.ndarray, reading: Reading, fov: np.ndarray | None
 ) -> dict[int, np.ndarray]:
-    """Per label: for each of ten bins of probability the voxels, the sum of their probabilities, and how many are right.
+    """Per label: for each of ten bins of probability the voxels, the sum of their probabilities, and how many are
+    right.
 
     Voxels with a probability below 0.001 are left out: they are the background far away, and would hide all others.
     """
@@ -237,83 +236,6 @@ def label_values(path: Any, reading: Reading) -> list[int]:
     """The values other than 0 that occur in a label image."""
     array = read_label(path, mapping=None, affine=reading.affine).array
     return [int(v) for v in np.unique(array) if v]
-
-
-def count_workers(workers: int | None, cases: int) -> int:
-    """Processes to use: as many as cores, but not more than cases.
-
-    Raises:
-        UsageError: less than one was asked for.
-    """
-    if workers is not None and workers < 1:
-        raise UsageError("at least one process is needed", field="workers", expected="1 or more", found=workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or cores, cases))
-
-
-def map_cases(
-    work: Callable[[Any], Any], items: Sequence[Any], *, workers: int, progress: bool, title: str
-) -> list[Any]:
-    """`work` of every item, in order, in `workers` processes; all problems are collected before any is raised.
-
-    Raises:
-        MedsegError: of one or several items.
-        ResourceError: a process was killed (mostly: no memory left).
-    """
-    results: list[Any] = [None] * len(items)
-    problems: list[MedsegError] = []
-
-    def take(number: int, call: Callable[[], Any]) -> None:
-        try:
-            results[number] = call()
-        except BrokenProcessPool as error:
-            raise ResourceError(
-                "a scoring process was killed", code="E510", case=getattr(items[number], "case", None),
-                expected="enough memory for one case in each process; in scripts, `if __name__ == \"__main__\":` around the call",
-                fix="use fewer processes (--workers 1)",
-            ) from error  # fmt: skip
-        except MedsegError as error:
-            problems.extend(error.problems)
-
-    with _bar(title, len(items), progress) as tick:
-        if workers == 1:
-            for number, item in enumerate(items):
-                take(number, partial(work, item))
-                tick()
-        else:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-                waiting: dict[Future[Any], int] = {pool.submit(work, item): number for number, item in enumerate(items)}
-                try:
-                    while waiting:
-                        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                            take(waiting.pop(future), future.result)
-                            tick()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    if problems:
-        raise collect(problems)
-    return results
-
-
-def _one_thread() -> None:
-    # the processes share the cores: a thread pool in each would only make them wait for one another
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
 
 
 def read_probabilities(pair: Pair) -> np.ndarray:

@@ -68,8 +68,8 @@ def export_package(run: str | Path, output: str | Path) -> Path:
 def export_onnx(run: str | Path, output: str | Path) -> Path:
     """Write the network as ONNX with free batch and spatial sizes, checked in onnxruntime, and a standalone runner.
 
-    The graph maps `image` (B, C, *spatial) float32, preprocessed, to `logits` (B, K, *spatial'). It is run on two sizes and
-    compared with the network before it gets its name.
+    The graph maps `image` (B, C, *spatial) float32, preprocessed, to `logits` (B, K, *spatial'). It is run on two
+    sizes and compared with the network before it gets its name.
 
     Args:
         run, output: as `export_package`.
@@ -83,7 +83,9 @@ def export_onnx(run: str | Path, output: str | Path) -> Path:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ResourceError("ONNX export needs the extra packages", code="E540", fix="pip install 'medseg[onnx]'") from error
+        raise ResourceError(
+            "ONNX export needs the extra packages", code="E540", fix="pip install 'medseg[onnx]'"
+        ) from error
     model, folder = load_model(run), _target(output)
     graph = folder / "model.onnx"
     network = _only(model)
@@ -115,11 +117,12 @@ def export_bundle(run: str | Path, output: str | Path) -> Path:
 def describe(model: Model) -> dict[str, Any]:
     """What model.json says besides its weights: everything that turns an image into labels."""
     meta = model.metadata
-    network = model.network
+    network: Any = model.network
     return {
         "format": FORMAT, "medseg": __version__, "pipeline": _plain(model.pipeline), "dataset": _plain(model.dataset),
         "in_channels": meta["in_channels"], "out_channels": meta["out_channels"], "threshold": meta.get("threshold"),
-        "metrics": meta.get("metrics", {}), "progress": {"epoch": meta.get("epoch")}, "versions": meta.get("versions", {}),
+        "metrics": meta.get("metrics", {}), "progress": {"epoch": meta.get("epoch")},
+        "versions": meta.get("versions", {}),
         "geometry": {
             "spatial_dims": network.spatial_dims, "context": list(network.context), "divisor": list(network.divisor),
             "padded": bool(network.padded), "exact_under_tiling": bool(network.exact_under_tiling),
@@ -148,7 +151,12 @@ def _only(model: Model) -> Any:
 def _target(output: str | Path, mark: str = MODEL_FILE) -> Path:
     folder = Path(output)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file()):
-        raise UsageError("the folder holds something else", field="output", file=folder, expected="a new or empty folder, or an earlier export")
+        raise UsageError(
+            "the folder holds something else",
+            field="output",
+            file=folder,
+            expected="a new or empty folder, or an earlier export",
+        )
     return folder
 
 
@@ -189,7 +197,9 @@ def _compare(network: Any, path: Path) -> float:
         (found,) = session.run(None, {"image": image.numpy()})
         worst = max(worst, float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())))
     if not worst <= TOLERANCE:
-        raise CheckpointError("the ONNX graph differs from its network", code="E365", expected=f"at most {TOLERANCE}", found=worst)
+        raise CheckpointError(
+            "the ONNX graph differs from its network", code="E365", expected=f"at most {TOLERANCE}", found=worst
+        )
     return worst
 
 
@@ -201,5 +211,3 @@ def _runner_facts(model: Model) -> dict[str, Any]:
 
     missing = unknown(model.pipeline.preprocess, _RUNNER | _TARGETS_ONLY)
     return {"runner_lacks": missing, "runner_skips": unknown(model.pipeline.postprocess, _RUNNER_POST)}
-
-

@@ -1,11 +1,11 @@
 """A MONAI Bundle: metadata, configs, weights and documents, for `python -m monai.bundle` and everything built on it.
 
-    configs/metadata.json    what the model is, its inputs and outputs     verify_metadata, verify_net_in_out
-    configs/inference.json   `run` predicts a folder as `medseg predict` does
-    configs/schema.json      the JSON schema that verify_metadata checks against, so that it works offline
-    models/model.pt          the network's state dict
-    model.json               the whole pipeline; with it the folder is a package that `medseg predict` takes
-    docs/README.md           the model card
+configs/metadata.json    what the model is, its inputs and outputs     verify_metadata, verify_net_in_out
+configs/inference.json   `run` predicts a folder as `medseg predict` does
+configs/schema.json      the JSON schema that verify_metadata checks against, so that it works offline
+models/model.pt          the network's state dict
+model.json               the whole pipeline; with it the folder is a package that `medseg predict` takes
+docs/README.md           the model card
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ def write_bundle(model: Any, folder: Path, description: dict[str, Any], card: st
     """
     weights = folder / "models" / "model.pt"
     with atomic_path(weights) as temporary:
-        torch.save({name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}, temporary)
-    facts = {"file": "models/model.pt", "kind": "state_dict", "sha256": sha256_file(weights), "bytes": weights.stat().st_size}
+        torch.save(
+            {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}, temporary
+        )
+    facts = {
+        "file": "models/model.pt",
+        "kind": "state_dict",
+        "sha256": sha256_file(weights),
+        "bytes": weights.stat().st_size,
+    }
     write_json(folder / MODEL_FILE, {**description, "weights": facts})
     write_json(folder / "configs" / "schema.json", _schema())
     write_json(folder / "configs" / "inference.json", _inference(model))
@@ -76,7 +83,11 @@ def _metadata(model: Any) -> dict[str, Any]:
     size = list(network.legal_size(model.pipeline.train.patch))
     channels, classes = model.metadata["in_channels"], model.metadata["out_channels"]
     named = {str(i): name for i, name in enumerate(spec.channels)} if len(spec.channels) == channels else {}
-    labels = {str(i): name for i, name in spec.labels.items()} if classes > 1 else {"0": "probability of label 1, before the sigmoid"}
+    labels = (
+        {str(i): name for i, name in spec.labels.items()}
+        if classes > 1
+        else {"0": "probability of label 1, before the sigmoid"}
+    )
     return {
         "schema": "configs/schema.json",
         "version": "0.1.0",
@@ -103,12 +114,14 @@ def _metadata(model: Any) -> dict[str, Any]:
             "inputs": {
                 "image": {
                     "type": "image", "format": "magnitude", "modality": spec.modality, "num_channels": channels,
-                    "spatial_shape": size, "dtype": "float32", "value_range": [], "is_patch_data": True, "channel_def": named,
+                    "spatial_shape": size, "dtype": "float32", "value_range": [], "is_patch_data": True,
+                    "channel_def": named,
                 }
             },
             "outputs": {
                 "pred": {
-                    "type": "image", "format": "logits", "num_channels": classes, "spatial_shape": list(network.output_size(size)),
+                    "type": "image", "format": "logits", "num_channels": classes,
+                    "spatial_shape": list(network.output_size(size)),
                     "dtype": "float32", "value_range": [], "is_patch_data": True, "channel_def": labels,
                 }
             },
@@ -127,10 +140,22 @@ def _schema() -> dict[str, Any]:
             "dtype": {"type": "string"}, "value_range": {"type": "array", "items": {"type": "number"}},
             "is_patch_data": {"type": "boolean"}, "channel_def": {"type": "object"}, "modality": {"type": "string"},
         },
-        "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"],
+        "required": [
+            "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def",
+        ],
     }  # fmt: skip
     tensors = {"type": "object", "minProperties": 1, "additionalProperties": tensor}
-    fields = ["schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright"]
+    fields = [
+        "schema",
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "task",
+        "description",
+        "authors",
+        "copyright",
+    ]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "metadata.json of a MONAI Bundle",
@@ -138,9 +163,11 @@ def _schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             **dict.fromkeys(fields, text),
-            "changelog": {"type": "object"}, "required_packages_version": {"type": "object", "additionalProperties": text},
+            "changelog": {"type": "object"},
+            "required_packages_version": {"type": "object", "additionalProperties": text},
             "network_data_format": {
-                "type": "object", "properties": {"inputs": tensors, "outputs": tensors}, "required": ["inputs", "outputs"],
+                "type": "object", "properties": {"inputs": tensors, "outputs": tensors},
+                "required": ["inputs", "outputs"],
             },
         },
         "required": [*fields, "required_packages_version", "network_data_format"],
@@ -152,8 +179,9 @@ def _how_to() -> str:
 
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES --output_dir MASKS
     python -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath configs/schema.json
-    python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json --config_file configs/inference.json
-    python -m monai.bundle ckpt_export network_def --filepath models/model.ts --ckpt_file models/model.pt \\
+    python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json --config_file
+    configs/inference.json python -m monai.bundle ckpt_export network_def --filepath models/model.ts --ckpt_file
+    models/model.pt \\
         --meta_file configs/metadata.json --config_file configs/inference.json
     medseg predict . IMAGES -o MASKS
 

@@ -24,7 +24,8 @@ def model_card(model: Any, run: str | Path) -> str:
     size = sum(p.numel() for p in model.network.parameters())
     lines = [
         f"# {_plain(pipeline.title or spec.title)}", "",
-        "**Not a medical device. Research use only: not for diagnosis, treatment or any decision about a patient.**", "",
+        "**Not a medical device. Research use only: not for diagnosis, treatment or any decision about a patient.**",
+        "",
         "## Model", "",
         f"- Network: {pipeline.network.name}, {size:,} parameters, {len(pipeline.train.patch)}-D",
         f"- Input: {_plain(spec.modality)}, channels {', '.join(map(_plain, spec.channels))}",
@@ -38,18 +39,25 @@ def model_card(model: Any, run: str | Path) -> str:
         lines.append(f"- Cite: {_plain(spec.citation)}")
     if split:
         lines.append(
-            f"- Split: fold {split.get('fold')} of {split.get('folds')} (seed {split.get('seed')}), by {spec.split.unit}: "
+            f"- Split: fold {split.get('fold')} of {split.get('folds')}, seed {split.get('seed')}, by "
+            f"{spec.split.unit}: "
             f"{len(split.get('training', []))} cases trained on, {len(split.get('validation', []))} held out"
         )
     lines += ["", "## Scores on the held-out cases", ""]
     if summary:
-        lines += [markdown_table(summary["scores"]), "Intervals: 95 %, bootstrap. Missed structures and false alarms are part of every mean."]
-        lines += ["The held-out cases also chose the best checkpoint, so these scores are somewhat too good for new data."]
+        lines += [
+            markdown_table(summary["scores"]),
+            "Intervals: 95 %, bootstrap. Missed structures and false alarms are part of every mean.",
+        ]
+        lines += [
+            "The held-out cases also chose the best checkpoint, so these scores are somewhat too good for new data."
+        ]
     else:
         lines += ["None are stored with this model: `medseg evaluate` on cases of your own before any use."]
     lines += [
         "", "## Limits", "",
-        "- It was tried on images like those above only: other scanners, protocols, populations and diseases may fail silently.",
+        "- It was tried on images like those above only: it may fail silently with other scanners, people or "
+        "diseases.",
         "- It always answers; it does not know what it has not seen. Every result has to be looked at.",
         "- Scores are means: single cases can be much worse. See the three worst cases in the run's report.", "",
     ]  # fmt: skip

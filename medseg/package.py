@@ -1,7 +1,7 @@
 """Released models: a folder with model.json (pipeline, data set's facts, checksums) beside weights or an ONNX graph.
 
-`read_package` gives the same plain state as a checkpoint, so that `load_model` builds a model from either; a model in ONNX
-form keeps the geometry (context, divisor, sizes) of its network and computes in onnxruntime.
+`read_package` gives the same plain state as a checkpoint, so that `load_model` builds a model from either; a model in
+ONNX form keeps the geometry (context, divisor, sizes) of its network and computes in onnxruntime.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LARGEST_JSON = 16 << 20
 
 
 def read_package(path: str | Path) -> dict[str, Any]:
-    """The state in a package: keys pipeline, dataset, in_channels, out_channels, threshold, metrics, progress, versions;
-    and `network_state` (safetensors), or `onnx` (path of the graph).
+    """The state in a package: keys pipeline, dataset, in_channels, out_channels, threshold, metrics, progress,
+    versions; and `network_state` (safetensors), or `onnx` (path of the graph).
 
     Args:
         path: model.json, or the folder that holds it.
@@ -40,7 +40,9 @@ def read_package(path: str | Path) -> dict[str, Any]:
     path = path / MODEL_FILE if path.is_dir() else path
     try:
         if path.stat().st_size > _LARGEST_JSON:
-            raise CheckpointError("model.json is too large to be one", code="E362", file=path, found=f"{path.stat().st_size} bytes")
+            raise CheckpointError(
+                "model.json is too large to be one", code="E362", file=path, found=f"{path.stat().st_size} bytes"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError("no package here", code="E360", file=path) from error
@@ -98,18 +100,29 @@ class OnnxNetwork(nn.Module):
         try:
             import onnxruntime
         except ImportError as error:
-            raise ResourceError("onnxruntime is not installed", code="E540", fix="pip install 'medseg[onnx]'") from error
+            raise ResourceError(
+                "onnxruntime is not installed", code="E540", fix="pip install 'medseg[onnx]'"
+            ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own errors share no base class but Exception
             raise CheckpointError("the ONNX graph cannot be loaded", code="E361", file=path, found=error) from error
-        names = ("spatial_dims", "in_channels", "out_channels", "divisor", "context", "receptive_field", "padded", "exact_under_tiling")
+        names = (
+            "spatial_dims",
+            "in_channels",
+            "out_channels",
+            "divisor",
+            "context",
+            "receptive_field",
+            "padded",
+            "exact_under_tiling",
+        )
         for name in names:
             setattr(self, name, getattr(network, name))
         self.output_size, self.legal_size = network.output_size, network.legal_size
-        # the memory that a window takes is measured without data, on the network's outline (a list hides its parameters)
+        # the memory of a window is measured without data, on the network's outline (a list hides its parameters)
         self._outline = [network.to("meta").eval()]
         self.register_buffer("digest", torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8))
 
@@ -122,7 +135,9 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(np.asarray(logits)).to(images.device)
 
 
-def traced_network(name: str, spatial_dims: int, in_channels: int, out_channels: int, **arguments: Any) -> torch.jit.ScriptModule:
+def traced_network(
+    name: str, spatial_dims: int, in_channels: int, out_channels: int, **arguments: Any
+) -> torch.jit.ScriptModule:
     """A network of `medseg.networks` in TorchScript and eval mode, for tools that need one (a MONAI Bundle's network).
 
     It has the same parameters by the same names and takes every legal size.
@@ -135,8 +150,12 @@ def traced_network(name: str, spatial_dims: int, in_channels: int, out_channels:
     """
     from medseg.networks import build_network
 
-    network = build_network(name, spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **arguments)
+    network = build_network(
+        name, spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **arguments
+    )
     size = network.legal_size([max(2 * d, 8) for d in network.divisor])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checks of sizes are not traced, as they should be
-        return torch.jit.trace(network.eval(), torch.zeros(1, in_channels, *size), check_trace=False)
+        traced = torch.jit.trace(network.eval(), torch.zeros(1, in_channels, *size), check_trace=False)
+    assert isinstance(traced, torch.jit.ScriptModule)
+    return traced

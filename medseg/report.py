@@ -105,7 +105,8 @@ def render(folder: Path, scores: Path | None) -> str:
 
 _SECTIONS = (
     ("scores", "Scores"), ("spread", "Every case"), ("agreement", "Volumes"), ("cases", "Pictures"),
-    ("calibration", "Calibration"), ("training", "Training"), ("table", "All cases"), ("run", "What was run"), ("words", "Words"),
+    ("calibration", "Calibration"), ("training", "Training"), ("table", "All cases"), ("run", "What was run"),
+    ("words", "Words"),
 )  # fmt: skip
 _NEEDS = {
     "scores": "scores", "spread": "strips", "agreement": "agreement", "cases": "cases", "calibration": "calibration",
@@ -190,7 +191,10 @@ def _training_hint(columns: Mapping[str, list[tuple[float, float]]]) -> str:
     if not columns:
         return ""
     count = max(len(points) for points in columns.values())
-    return f"{count} line{'s' if count != 1 else ''} of log.csv. The loss is what training makes small; the validation score is measured on cases that were not trained on."
+    return (
+        f"{count} line{'s' * (count != 1)} of log.csv. The loss is what training makes small; the validation "
+        "score is measured on cases that were not trained on."
+    )
 
 
 def _summary_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,6 +230,7 @@ def _subtitle(summary: Mapping[str, Any], split: Mapping[str, Any]) -> str:
     ]
     if split:
         parts.append(
-            f"fold {split.get('fold')}: {len(split.get('training', []))} cases trained on, {len(split.get('validation', []))} held out"
+            f"fold {split.get('fold')}: {len(split.get('training', []))} cases trained on, "
+            f"{len(split.get('validation', []))} held out"
         )
     return " · ".join(part for part in parts if part)

@@ -94,11 +94,9 @@ def training_curves(columns: Mapping[str, list[tuple[float, float]]]) -> list[Ma
         low = name.lower()
         if "loss" in low:
             loss[name] = points
-        elif low in ("lr", "rate") or "learning" in low or low.startswith("lr"):
+        elif low in ("lr", "rate") or "learning" in low:
             rate[name] = points
-        elif all(-1 <= v <= 1 for _, v in points) and not any(
-            w in low for w in ("time", "second", "minute", "iteration", "memory", "norm")
-        ):
+        elif low == "score" or low.startswith("val"):
             scores[name] = points
     figures = []
     for series, label in ((loss, "loss"), (scores, "validation score"), (rate, "learning rate")):

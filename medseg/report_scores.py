@@ -21,6 +21,7 @@ MAIN = (
     "VRand",
 )  # the score that the head of the page shows, first one that is there
 NEVER = "–"
+FEW = 5  # cases below which the head of the page does not speak of confidence
 
 
 def score_sections(rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _score_line(s: Mapping[str, Any]) -> dict[str, Any]:
     name = f"{s['metric']} ({unit})" if unit else s["metric"]
     if s.get("level") == "pooled":
         cells = [_cell(s["mean"], unit), *[{"text": NEVER, "sort": "", "css": ""}] * 8]
-        return {"label": s["label"], "name": f"{name}, pooled over all cases", "cells": cells}
+        return {"label": s["label"], "name": f"{name}, over all cases at once", "cells": cells}
 
     def span(low: str, high: str) -> dict[str, Any]:
         if s.get(low) is None:
@@ -68,7 +69,8 @@ def _score_line(s: Mapping[str, Any]) -> dict[str, Any]:
 
     cells = [
         _cell(s["mean"], unit), span("low", "high"), _cell(s.get("sd"), unit), _cell(s.get("median"), unit),
-        span("q1", "q3"), count("n"), count("missed", "missed"), count("false_alarm", "false_alarm"), count("both_empty", "both_empty"),
+        span("q1", "q3"), count("n"), count("missed", "missed"), count("false_alarm", "false_alarm"),
+        count("both_empty", "both_empty"),
     ]  # fmt: skip
     return {"label": s["label"], "name": name, "cells": cells}
 
@@ -110,19 +112,15 @@ def _head(
 
 
 def _sentence(s: Mapping[str, Any], metric: str) -> str:
-    n = s["n"]
-    text = f"{s['label']}: in {n} case{'s' * (n != 1)} the mean {metric} was {plain_number(s['mean'], s['unit'])} {s['unit']}".rstrip()
-    if s.get("low") is not None and n > 1:
-        text += f"; the true mean lies between {plain_number(s['low'], s['unit'])} and {plain_number(s['high'], s['unit'])} with 95 % confidence"
-    counts = [
-        f"{s[key]} {word}"
-        for key, word in (
-            ("missed", "missed"),
-            ("false_alarm", "marked where there is none"),
-            ("both_empty", "rightly empty"),
-        )
-        if s.get(key)
-    ]
+    n, unit = s["n"], s["unit"]
+    mean, low, high = (plain_number(s.get(key), unit) for key in ("mean", "low", "high"))
+    text = f"{s['label']}: in {n} case{'s' * (n != 1)} the mean {metric} was {mean} {unit}".rstrip()
+    if n < FEW:
+        text += "; so few cases say little about others"
+    elif s.get("low") is not None:
+        text += f"; the true mean lies between {low} and {high} with 95 % confidence"
+    words = (("missed", "missed"), ("false_alarm", "marked where there is none"), ("both_empty", "rightly empty"))
+    counts = [f"{s[key]} {word}" for key, word in words if s.get(key)]
     return text + (f" ({', '.join(counts)})." if counts else ".")
 
 
@@ -157,7 +155,7 @@ def _alerts(rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> list[dict[s
     if resampled := cases.get("resampled"):
         add(
             "warn",
-            f"{len(resampled)} prediction{'s' * (len(resampled) != 1)} on another grid, resampled to the reference's as asked",
+            f"{len(resampled)} prediction{'s' * (len(resampled) != 1)} on another grid, resampled as asked",
             resampled,
         )
     if summary.get("notes"):
@@ -191,7 +189,8 @@ def _agreement(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         if len(points) < 2:
             continue
         figure, facts = agreement_plot(points, unit)
-        text = f"On average the prediction is {plain_number(abs(facts['bias']), unit)} {unit} {'larger' if facts['bias'] >= 0 else 'smaller'} than the reference"
+        size, way = plain_number(abs(facts["bias"]), unit), "larger" if facts["bias"] >= 0 else "smaller"
+        text = f"On average the prediction is {size} {unit} {way} than the reference"
         text += (
             f"; 95 % of differences are expected between {facts['low']:+.3g} and {facts['high']:+.3g} {unit}."
             if "low" in facts
@@ -204,7 +203,10 @@ def _agreement(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _calibration(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     sections = []
     for one in summary.get("calibration", []):
-        text = f"Expected calibration error {one['error']:.3f}: by so much the probabilities are off on average (0 is perfect)."
+        text = (
+            f"Expected calibration error {one['error']:.3f}: by so much the probabilities are off on average "
+            "(0 is perfect)."
+        )
         sections.append({"label": one["label"], "figure": reliability_plot(one["bins"], one["label"]), "text": text})
     return sections
 

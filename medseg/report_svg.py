@@ -101,7 +101,9 @@ class Canvas:
             way = f"M{x:.1f} {y - d:.1f}l{d} {d}l{-d} {d}l{-d} {-d}z"
             body = f'<path d="{way}" class="{css}">{note}</path>'
         else:
-            body = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" class="{css}{" ring" * (shape == "ring")}">{note}</circle>'
+            body = (
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" class="{css}{" ring" * (shape == "ring")}">{note}</circle>'
+            )
         self.parts.append(body)
 
     def x_axis(self, axis: Axis, top: float, bottom: float, label: str, count: int = 5) -> None:

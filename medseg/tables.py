@@ -257,7 +257,7 @@ def table_lines(scores: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
         unit = s["unit"]
         name = f"{s['metric']} ({unit})" if unit else s["metric"]
         if s["level"] == "pooled":
-            lines.append([s["label"], f"{name}, pooled", plain_number(s["mean"], unit), *["–"] * 8])
+            lines.append([s["label"], name, plain_number(s["mean"], unit), *["–"] * 8])
             continue
         lines.append([
             s["label"], name, plain_number(s["mean"], unit),

@@ -1,6 +1,7 @@
 """Pictures of cases for reports: a small copy of image, prediction and reference around the structures.
 
-Evaluation writes views, the report draws them; they hold voxels and a case id, nothing else of the input's header. One view is one `.npz` of plain arrays, opened with `allow_pickle=False`.
+Evaluation writes views, the report draws them; they hold voxels and a case id, nothing else of the input's header.
+One view is one `.npz` of plain arrays, opened with `allow_pickle=False`.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ from PIL import Image
 
 from medseg.errors import CasesFailed, DataError, GeometryError, LabelError, MedsegError, UsageError
 from medseg.evaluation import evaluate, pool_runs
-from medseg.evaluation_plan import parse_labels
-from medseg.evaluation_scoring import calibration_counts, count_workers
 from medseg.evaluation_pairs import Reading
+from medseg.evaluation_plan import parse_labels
+from medseg.evaluation_pool import count_workers
+from medseg.evaluation_scoring import calibration_counts
 from medseg.evaluation_views import choose_cases
 from medseg.tables import (
     POOLED,
@@ -263,7 +264,8 @@ def test_two_processes_give_the_same_rows_and_collect_problems(folders):
 
 def test_a_data_set_by_name(tmp_path):
     (tmp_path / "datasets.yaml").write_text(
-        "mine:\n  title: Mine\n  modality: CT\n  dims: 3\n  channels: [ct]\n  unit: mm\n  labels: {0: background, 1: organ}\n"
+        "mine:\n  title: Mine\n  modality: CT\n  dims: 3\n  channels: [ct]\n  unit: mm\n"
+        "  labels: {0: background, 1: organ}\n"
         "  encoding: {255: 1}\n  split: {unit: patient, group: '^(p.)'}\n"
         "  files: {training: {image: 'im/{id}_img.nii.gz', label: 'la/{id}.nii.gz'}}\n"
     )
@@ -351,7 +353,8 @@ def test_tables_in_markdown_and_latex_escape_names():
     assert scores[0]["mean"] == pytest.approx(0.7)
     assert scores[0]["sd"] == pytest.approx(0.2)
     assert (scores[0]["q1"], scores[0]["median"], scores[0]["q3"]) == pytest.approx((0.6, 0.7, 0.8))
-    assert scores[1] == {"label": "a_b|<&%", "metric": "PooledDice", "unit": "", "better": "higher", "definition": "d", "level": "pooled",
+    assert scores[1] == {"label": "a_b|<&%", "metric": "PooledDice", "unit": "", "better": "higher", "definition": "d",
+                         "level": "pooled",
                          "n": 1, "mean": 0.75, "status": "scored"}  # fmt: skip
     assert r"a\_b\|\<&%" in markdown_table(scores)
     assert r"a\_b|\textless{}\&\%" in latex_table(scores)

@@ -1,4 +1,4 @@
-"""Exports: the same masks from run, package, bundle and ONNX; damaged or foreign files refused; nothing needs the network."""
+"""Exports: the same masks from run, package, bundle and ONNX; damaged files refused; no network needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def pipeline(**changes):
             {"ScaleIntensityRanged": {"a_min": -100.0, "a_max": 200.0, "b_min": -1.0, "b_max": 1.0, "clip": True}},
         ],
         "augment": [], "network": {"UNet": {"channels": [4, 8], "padding": "same", "norm": "batch"}},
-        "loss": {"DistanceWeightedDiceCELoss": {}}, "optimizer": {"AdamW": {"lr": 1e-3}}, "schedule": {"PolynomialLR": {"power": 0.9}},
+        "loss": {"DistanceWeightedDiceCELoss": {}}, "optimizer": {"AdamW": {"lr": 1e-3}},
+        "schedule": {"PolynomialLR": {"power": 0.9}},
         "train": {"epochs": 1, "batch": 1, "patch": [16, 16, 16]}, "inference": {"OverlapTileInferer": {"mirror": [0]}},
         "postprocess": ["KeepLargestComponent"], "metrics": ["Dice"], "best": "Dice",
     }  # fmt: skip
@@ -41,8 +42,10 @@ def pipeline(**changes):
 
 def dataset(**changes):
     plain = {
-        "name": "phantom_ct", "title": "Phantom `CT` | <b>", "modality": "CT", "dims": 3, "channels": ["ct"], "unit": "mm",
-        "labels": {0: "background", 1: "organ", 2: "lesion"}, "files": [{"training": {"image": "a/{id}.nii.gz", "label": "b/{id}.nii.gz"}}],
+        "name": "phantom_ct", "title": "Phantom `CT` | <b>", "modality": "CT", "dims": 3, "channels": ["ct"],
+        "unit": "mm",
+        "labels": {0: "background", 1: "organ", 2: "lesion"},
+        "files": [{"training": {"image": "a/{id}.nii.gz", "label": "b/{id}.nii.gz"}}],
     }  # fmt: skip
     return DatasetSpec.from_dict({**plain, **changes})
 
@@ -51,7 +54,9 @@ def make_run(folder, choices, facts, seed=0):
     torch.manual_seed(seed)
     part = choices.network
     dims = len(choices.train.patch)
-    network = build_network(part.name, spatial_dims=dims, in_channels=facts.in_channels, out_channels=facts.out_channels, **part.arguments)
+    network = build_network(
+        part.name, spatial_dims=dims, in_channels=facts.in_channels, out_channels=facts.out_channels, **part.arguments
+    )
     with torch.no_grad():
         for module in network.modules():  # statistics of a trained network are not those of a new one
             if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
@@ -59,8 +64,10 @@ def make_run(folder, choices, facts, seed=0):
                 module.running_var.uniform_(0.5, 1.5)
     folder.mkdir(parents=True)
     state = {
-        "pipeline": choices.to_dict(), "dataset": facts.to_dict(), "in_channels": facts.in_channels, "out_channels": facts.out_channels,
-        "network_state": network.state_dict(), "threshold": None, "metrics": {"Dice": 0.5}, "progress": {"epoch": 3}, "versions": {"torch": "x"},
+        "pipeline": choices.to_dict(), "dataset": facts.to_dict(), "in_channels": facts.in_channels,
+        "out_channels": facts.out_channels,
+        "network_state": network.state_dict(), "threshold": None, "metrics": {"Dice": 0.5}, "progress": {"epoch": 3},
+        "versions": {"torch": "x"},
     }  # fmt: skip
     CheckpointStore(folder).save(state, "best")
     return folder
@@ -69,9 +76,13 @@ def make_run(folder, choices, facts, seed=0):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "run", pipeline(), dataset())
-    (folder / "split.json").write_text(json.dumps({"seed": 0, "folds": 5, "fold": 0, "training": ["a", "b"], "validation": ["c"]}))
-    entry = {"label": "organ", "metric": "Dice", "unit": "", "better": "higher", "definition": "", "level": "case", "n": 5, "patients": 5,
-             "mean": 0.9, "sd": 0.1, "median": 0.9, "q1": 0.8, "q3": 1.0, "low": 0.81, "high": 0.97, "scored": 5, "missed": 0,
+    (folder / "split.json").write_text(
+        json.dumps({"seed": 0, "folds": 5, "fold": 0, "training": ["a", "b"], "validation": ["c"]})
+    )
+    entry = {"label": "organ", "metric": "Dice", "unit": "", "better": "higher", "definition": "",
+             "level": "case", "n": 5, "patients": 5,
+             "mean": 0.9, "sd": 0.1, "median": 0.9, "q1": 0.8, "q3": 1.0, "low": 0.81, "high": 0.97, "scored": 5,
+             "missed": 0,
              "false_alarm": 0, "both_empty": 0}  # fmt: skip
     write_summary(folder / "validation" / "summary.json", {"schema": SCHEMA, "scores": [entry]})
     return folder
@@ -118,7 +129,15 @@ def test_a_package_predicts_the_same_masks(run, images, wanted, tmp_path):
 
 def test_the_model_card_says_what_matters(run, tmp_path):
     text = (export_package(run, tmp_path / "package") / "MODEL_CARD.md").read_text()
-    for said in ("Not a medical device", "fold 0 of 5", "2 cases trained on, 1 held out", "0.810 to 0.970", r"Phantom \`CT\` \| \<b\>", "Limits", "1 organ, 2 lesion"):
+    for said in (
+        "Not a medical device",
+        "fold 0 of 5",
+        "2 cases trained on, 1 held out",
+        "0.810 to 0.970",
+        r"Phantom \`CT\` \| \<b\>",
+        "Limits",
+        "1 organ, 2 lesion",
+    ):
         assert said in text, said
 
 
@@ -186,7 +205,13 @@ def test_the_standalone_runner_needs_no_medseg_and_gives_the_same_masks(onnx, im
     for name in ("medseg", "monai", "torch"):  # importing any of them would fail
         (block / name).mkdir(parents=True)
         (block / name / "__init__.py").write_text("raise ImportError('not here')")
-    command = [sys.executable, str(onnx / "run_onnx.py"), *map(str, sorted(images.glob("*.nii.gz"))), "-o", str(tmp_path / "masks")]
+    command = [
+        sys.executable,
+        str(onnx / "run_onnx.py"),
+        *map(str, sorted(images.glob("*.nii.gz"))),
+        "-o",
+        str(tmp_path / "masks"),
+    ]
     subprocess.run(command, check=True, env={"PYTHONPATH": str(block), "PATH": "/usr/bin:/bin"}, capture_output=True)
     found = masks(tmp_path / "masks")
     assert found.keys() == wanted.keys()
@@ -211,7 +236,9 @@ def test_the_runner_tiles_a_picture_of_an_unpadded_network_exactly(tmp_path):
     folder = export_onnx(run, tmp_path / "onnx")
     script = folder / "run_onnx.py"
     script.write_text(script.read_text().replace("2: 1024", "2: 20"))  # many tiles
-    subprocess.run([sys.executable, str(script), str(tmp_path / "in" / "a.png"), "-o", str(tmp_path / "masks")], check=True)
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "in" / "a.png"), "-o", str(tmp_path / "masks")], check=True
+    )
     one, two = (np.asarray(Image.open(tmp_path / d / "a.png")) for d in ("out", "masks"))
     assert len(np.unique(one)) > 1
     assert (one != two).mean() < 1e-3

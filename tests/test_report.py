@@ -1,4 +1,4 @@
-"""The report is one file that opens offline in a real browser, escapes every name, sorts, slides, and draws the truth."""
+"""The report is one file that opens offline in a real browser, escapes every name, sorts, slides, draws the truth."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from browser import Browser, find_browser
 
 from medseg.errors import DataError, FormatError, UsageError
+from medseg.metrics import METRICS
 from medseg.report import write_report
 from medseg.report_facts import read_log, run_facts
 from medseg.report_figures import agreement_plot, curve_plot, reliability_plot, strip_plot
@@ -23,7 +24,7 @@ from medseg.tables import SCHEMA, ScoreRow, write_cases, write_summary
 from medseg.views import make_view, read_views, remove_views, write_view
 
 EVIL = "<script>document.title='hacked'</script>"
-NAMES = ["case_1", EVIL, "ünï '\"q\"\n{{ 7*7 }} %d", "=cmd()", "日本 語", "case_2"]
+NAMES = ["case_1", EVIL, 'ünï \'"q"\n{{ 7*7 }} %d', "=cmd()", "日本 語", "case_2"]
 LABEL = "liver & <b>bold</b>"
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="no chromium here")
@@ -58,7 +59,8 @@ def run(tmp_path_factory):
     write_cases(scores / "cases.csv", rows())
     summary = {
         "schema": SCHEMA, "dataset": "phantom", "created": "2026-11-21T10:00:00", "labels": {"1": LABEL, "2": "tumour"},
-        "scores": [entry("Dice", "", "higher"), entry("HD95", "mm", "lower"), entry("Volume", "mL", "none"), entry("VolumeError", "mL", "none")],
+        "scores": [entry("Dice", "", "higher"), entry("HD95", "mm", "lower"), entry("Volume", "mL", "none"),
+                   entry("VolumeError", "mL", "none")],
         "cases": {"missing": ["日本 語"], "extra": ["stray <i>"], "resampled": []},
         "volumes": [
             {"case": case, "label": LABEL, "prediction": 100.0 + n, "reference": 90.0 + 2 * n, "unit": "mL"}
@@ -78,10 +80,16 @@ def run(tmp_path_factory):
         )  # fmt: skip
         write_view(scores / "views", view, number)
     (folder / "pipeline.yaml").write_text("# A phantom.\ndataset: phantom # </pre><script>\n")
-    (folder / "split.json").write_text(json.dumps({"seed": 0, "folds": 5, "fold": 1, "training": ["a"], "validation": NAMES}))
-    (folder / "provenance.json").write_text(json.dumps({"command": "medseg train x", "device": "cpu", "versions": {"torch": "2.13"}}))
+    (folder / "split.json").write_text(
+        json.dumps({"seed": 0, "folds": 5, "fold": 1, "training": ["a"], "validation": NAMES})
+    )
+    (folder / "provenance.json").write_text(
+        json.dumps({"command": "medseg train x", "device": "cpu", "versions": {"torch": "2.13"}})
+    )
     (folder / "status.json").write_text(json.dumps({"state": "done"}))
-    (folder / "log.csv").write_text("epoch,loss,dice,lr\n" + "".join(f"{e},{1 / (e + 1)},{e / 10},0.001\n" for e in range(9)))
+    (folder / "log.csv").write_text(
+        "epoch,loss,val Dice,lr\n" + "".join(f"{e},{1 / (e + 1)},{e / 10},0.001\n" for e in range(9))
+    )
     return folder
 
 
@@ -110,7 +118,9 @@ def test_the_page_is_one_file_without_addresses_and_with_every_name_escaped(page
     assert EVIL not in text
     assert "{{ 7*7 }}" in reader.text
     assert sum(tag == "script" for tag, _ in reader.tags) == 1
-    assert not [tag for tag, _ in reader.tags if tag in ("iframe", "object", "embed", "form", "base", "b") and tag != "b"]
+    assert not [
+        tag for tag, _ in reader.tags if tag in ("iframe", "object", "embed", "form", "base", "b") and tag != "b"
+    ]
     for tag, attributes in reader.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
         for name in ("src", "href", "action", "xlink:href"):
@@ -317,7 +327,7 @@ def test_facts_and_logs(tmp_path):
     assert facts == {"A b": "1.5", "Yes": "yes", "Many": "30 entries"}
 
 
-@pytest.mark.parametrize("metric", ["Dice", "HD95", "SurfaceDice", "Surface Dice 2 mm", "Hausdorff distance", "AJI"])
+@pytest.mark.parametrize("metric", ["SurfaceDice@2mm", "HD95 (pooled)", "ShareError(tumour/liver)", *METRICS])
 def test_scores_have_plain_words(metric):
     assert plain_words(metric)
 

@@ -42,10 +42,7 @@ def read(path, dataset):
 
         stored = nibabel.load(path)
         array = np.asarray(stored.dataobj, dtype=np.float32)
-        if channels > 1:
-            array = np.moveaxis(array, -1, 0)
-        else:
-            array = array.reshape(array.shape[:3])[None]
+        array = np.moveaxis(array, -1, 0) if channels > 1 else array.reshape(array.shape[:3])[None]
         return array, np.asarray(stored.affine, float), stored
     from PIL import Image
 
@@ -131,7 +128,9 @@ def preprocess(image, affine, steps):
         elif name == "ScaleIntensityRangePercentilesd":
             parts = image if arguments.get("channel_wise") else [image]
             ends = [np.percentile(part, [arguments["lower"], arguments["upper"]]) for part in parts]
-            image = np.concatenate([np.atleast_1d(scale(p, *e, arguments)) for p, e in zip(parts, ends)]).reshape(image.shape)
+            image = np.concatenate(
+                [np.atleast_1d(scale(p, *e, arguments)) for p, e in zip(parts, ends, strict=False)]
+            ).reshape(image.shape)
         elif name == "ScaleIntensityd":
             low, high = arguments.get("minv", 0.0), arguments.get("maxv", 1.0)
             image = scale(image, image.min(), image.max(), {"b_min": low, "b_max": high})
@@ -183,7 +182,7 @@ def predict(session, image, model):
     dims = geometry["spatial_dims"]
     if image.ndim - 1 == 3 and dims == 2:  # a 2-D network goes through a volume slice by slice
         return np.stack([predict(session, image[..., k], model) for k in range(image.shape[-1])], axis=-1)
-    name, arguments = component(model["pipeline"]["inference"])
+    _name, arguments = component(model["pipeline"]["inference"])
     if not geometry["exact_under_tiling"]:
         sys.exit("this network is not exact under tiling: predict with medseg")
     mirror = arguments.get("mirror") or ()
@@ -191,7 +190,7 @@ def predict(session, image, model):
     flips = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
     plans = [
         windows(n, c, d, geometry["padded"], LARGEST_WINDOW[dims])
-        for n, c, d in zip(image.shape[1:], geometry["context"], geometry["divisor"])
+        for n, c, d in zip(image.shape[1:], geometry["context"], geometry["divisor"], strict=False)
     ]
     result = None
     for tile in itertools.product(*plans):
@@ -210,7 +209,9 @@ def predict(session, image, model):
             slice(start - first, stop - first) if geometry["padded"] else slice(0, stop - start)
             for first, _, start, stop in tile
         )
-        result[(slice(None), *(slice(start, stop) for _, _, start, stop in tile))] = probabilities[(slice(None), *inner)]
+        result[(slice(None), *(slice(start, stop) for _, _, start, stop in tile))] = probabilities[
+            (slice(None), *inner)
+        ]
     return result
 
 
@@ -252,7 +253,9 @@ def main():
     graph = HERE / model["weights"]["file"]
     if hashlib.sha256(graph.read_bytes()).hexdigest() != model["weights"]["sha256"]:
         sys.exit(f"{graph}: damaged or changed since it was exported")
-    skipped = [name for name, _ in map(component, model["pipeline"].get("postprocess") or []) if name != "KeepLargestComponent"]
+    skipped = [
+        name for name, _ in map(component, model["pipeline"].get("postprocess") or []) if name != "KeepLargestComponent"
+    ]
     if skipped:
         print(f"not done here, only by medseg: {', '.join(skipped)}", file=sys.stderr)
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])

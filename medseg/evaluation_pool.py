@@ -1,0 +1,93 @@
+"""Many cases in parallel processes, with progress, every problem collected."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
+
+from medseg.errors import MedsegError, ResourceError, UsageError, collect
+
+__all__ = ["count_workers", "map_cases"]
+
+
+def count_workers(workers: int | None, cases: int) -> int:
+    """Processes to use: as many as cores, but not more than cases.
+
+    Raises:
+        UsageError: less than one was asked for.
+    """
+    if workers is not None and workers < 1:
+        raise UsageError("at least one process is needed", field="workers", expected="1 or more", found=workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers or cores, cases))
+
+
+def map_cases(
+    work: Callable[[Any], Any], items: Sequence[Any], *, workers: int, progress: bool, title: str
+) -> list[Any]:
+    """`work` of every item, in order, in `workers` processes; all problems are collected before any is raised.
+
+    Raises:
+        MedsegError: of one or several items.
+        ResourceError: a process was killed (mostly: no memory left).
+    """
+    results: list[Any] = [None] * len(items)
+    problems: list[MedsegError] = []
+
+    def take(number: int, call: Callable[[], Any]) -> None:
+        try:
+            results[number] = call()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "a scoring process was killed", code="E510", case=getattr(items[number], "case", None),
+                expected="enough memory for one case in each process; in a script, `if __name__ == '__main__':`",
+                fix="use fewer processes (--workers 1)",
+            ) from error  # fmt: skip
+        except MedsegError as error:
+            problems.extend(error.problems)
+
+    with _bar(title, len(items), progress) as tick:
+        if workers == 1:
+            for number, item in enumerate(items):
+                take(number, partial(work, item))
+                tick()
+        else:
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+                waiting: dict[Future[Any], int] = {pool.submit(work, item): number for number, item in enumerate(items)}
+                try:
+                    while waiting:
+                        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                            take(waiting.pop(future), future.result)
+                            tick()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    if problems:
+        raise collect(problems)
+    return results
+
+
+def _one_thread() -> None:
+    # the processes share the cores: a thread pool in each would only make them wait for one another
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
