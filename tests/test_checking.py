@@ -126,6 +126,13 @@ def test_the_same_voxels_under_two_names(root):
     assert [(warning.code, warning.case) for warning in report.warnings] == [("E356", "b")]
 
 
+def test_the_same_numbers_in_another_shape_are_another_image(root):
+    image = np.asarray(nibabel.load(root / "i/a.nii.gz").dataobj)
+    write(root / "i/b.nii.gz", image.reshape(7, 6, 8, order="F"))
+    write(root / "l/b.nii.gz", np.ones((7, 6, 8), np.uint8))
+    assert check_cases(spec_of(), root) == []
+
+
 def test_an_image_in_two_parts(root):
     files = {"training": {"image": "i/{id}.nii.gz", "label": "l/{id}.nii.gz"}, "test": {"image": "t/{id}.nii.gz"}}
     (root / "t").mkdir()

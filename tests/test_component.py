@@ -229,6 +229,15 @@ def test_warm_up_climbs_to_the_curve_and_never_starts_at_zero(name):
     assert schedule(1.5) == schedule(1.0)
 
 
+@pytest.mark.parametrize("first", [float("nan"), float("inf")])
+def test_plateau_never_takes_a_score_that_is_no_number_for_the_best(first):
+    schedule = schedules.ReduceLROnPlateau(factor=0.5, patience=3)
+    for score in (first, 0.1, 0.2, 0.3):
+        schedule.observe(score)
+    assert schedule(0.5) == 1.0
+    assert schedule.state_dict()["best"] == 0.3
+
+
 def test_plateau_drops_after_patience_counts_nan_as_no_better_and_resumes_alike():
     schedule = schedules.ReduceLROnPlateau(factor=0.5, patience=2, min_factor=0.2)
     factors = []

@@ -154,7 +154,8 @@ def test_placeholders_repeat_and_join(tmp_path):
     picture(tmp_path / "n/x/images/y.png", square(7))  # not the folder's own picture
     picture(tmp_path / "n/x/masks/1.png", square())
     nested = make_spec({"training": {"image": "n/{id}/images/{id}.png", "instances": "n/{id}/masks/*.png"}})
-    assert [case.id for case in find_cases(nested, tmp_path)] == ["x"]
+    (case,) = find_cases(nested, tmp_path)
+    assert (case.id, case.images) == ("x", (tmp_path / "n/x/images/x.png",))
 
 
 def test_official_parts_lists_of_ids_and_tables_that_select(pictures):
@@ -449,6 +450,17 @@ def test_instances_from_one_file_each_the_smaller_has_the_overlap(tmp_path):
     assert caught.value.code == "E336"
 
 
+def test_masks_of_a_case_whose_name_looks_like_a_pattern(tmp_path):
+    for name in ("[ab]", "a"):
+        picture(tmp_path / f"s/{name}/images/{name}.png", square(9))
+        picture(tmp_path / f"s/{name}/masks/{name}.png", square())
+    spec = make_spec({"training": {"image": "s/{id}/images/{id}.png", "instances": "s/{id}/masks/*.png"}})
+    assert {case.id: [p.name for p in case.instances] for case in find_cases(spec, tmp_path)} == {
+        "[ab]": ["[ab].png"],
+        "a": ["a.png"],
+    }
+
+
 def test_a_single_mask_in_a_folder_of_masks_is_one_instance(tmp_path):
     picture(tmp_path / "s/a/images/a.png", square(9))
     picture(tmp_path / "s/a/masks/only.png", square(255))
@@ -568,6 +580,11 @@ def test_too_few_cases_tell_the_number_needed(groups, folds, needed):
     assert f"at least {needed}" in (caught.value.expected or "")
 
 
+def test_test_cases_are_in_no_fold():
+    split = make_split([*made({"a": 2, "b": 2}), *made({"t": 3}, split="test")], folds=2)
+    assert not any(name.startswith("t") for fold in split for name in (*fold.training, *fold.validation))
+
+
 def test_automatic_number_of_folds():
     assert len(make_split(made({"a": 3, "b": 1}), folds="auto")) == 2
     assert len(make_split(made(dict.fromkeys("abcdefgh", 1)), folds="auto")) == 5
@@ -583,7 +600,8 @@ def test_seeds_differ_and_the_split_is_the_one_that_was_published():
 def test_leaks_by_path_link_and_group(tmp_path):
     file = picture(tmp_path / "a.png", square())
     os.symlink(file, tmp_path / "b.png")
-    one = Case(id="a", images=(file,), group="p")
+    os.symlink(file, tmp_path / "d.png")
+    one = Case(id="a", images=(tmp_path / "d.png",), group="p")
     two = Case(id="b", images=(tmp_path / "b.png",), group="q")
     three = Case(id="c", images=(tmp_path / "c.png",), group="p")
     assert [p.code for p in check_leaks([one], [two, three])] == ["E354", "E355"]

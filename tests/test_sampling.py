@@ -29,6 +29,8 @@ def test_a_plan_depends_on_seed_and_epoch_alone():
     assert epoch_plan(9, epoch=2, seed=5) != epoch_plan(9, epoch=3, seed=5)
     assert epoch_plan(9, epoch=2, seed=5) != epoch_plan(9, epoch=2, seed=6)
     assert sample_seed(1, 2) != sample_seed(2, 1)
+    orders = {tuple(sample.case for sample in epoch_plan(9, epoch=epoch, seed=5)) for epoch in range(20)}
+    assert len(orders) == 20
 
 
 @settings(max_examples=100, deadline=None)
