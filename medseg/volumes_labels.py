@@ -64,7 +64,9 @@ def interpret(
             raise _refused("a colour picture where labels are expected", "E334", path, case, "one band", found, fix)
         array = array[..., 0]
     array = to_integers(array, path=path, case=case)
-    return [(array, mapping), (array * np.uint8(255), mapping)] if raw.bits == 1 else [(array, mapping)]
+    if raw.bits in (1, 2, 4):  # few bits may be indices, or grey values from 0 to 255
+        return [(array, mapping), (array * np.uint8(255 // ((1 << raw.bits) - 1)), mapping)]
+    return [(array, mapping)]
 
 
 def to_integers(array: np.ndarray, *, path: Path | None = None, case: str | None = None) -> np.ndarray:

@@ -33,7 +33,8 @@ class Picture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-        array: (row, column) or (row, column, band) as stored: palette indices, 0/1 for one bit, uint16.
+        array: (row, column) or (row, column, band), samples as stored: palette indices, 0 and 1 for one bit, 0 to 15
+            for four, uint16.
         palette: (n, 3) uint8 colours of the indices, or None.
         format: "png", "jpeg" or "gif".
         bits: per value, as stored.
@@ -106,6 +107,10 @@ def read_picture(path: str | Path, format: str, *, case: str | None = None) -> P
 def _decode(data: bytes, format: str, path: Path, case: str | None) -> Picture:
     from PIL import Image
 
+    if format == "png" and data[24] == 16 and data[25] != 0:  # Pillow keeps eight of sixteen bits of colour
+        from imagecodecs import png_decode
+
+        return Picture(np.asarray(png_decode(data)), None, format, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes have been checked; what remains are remarks about metadata
         image = Image.open(io.BytesIO(data), formats=[format.upper()])
@@ -130,6 +135,9 @@ def _decode(data: bytes, format: str, path: Path, case: str | None) -> Picture:
     bits = 1 if image.mode == "1" else array.dtype.itemsize * 8
     if array.dtype == bool:
         array = array.astype(np.uint8)
+    if format == "png" and image.mode == "L" and data[24] in (2, 4):  # Pillow stretches them to 0 .. 255
+        bits = data[24]
+        array = array // np.uint8(255 // ((1 << bits) - 1))
     return Picture(array, palette, format, bits)
 
 

@@ -97,13 +97,15 @@ def read_raw_header(path: Path, *, series: str | int | None = None) -> tuple[Geo
         return read_series_header(path, series=series)
     rows, columns = picture_size(path, format)
     check_size(path, rows, columns, path.stat().st_size, None)
+    if format == "png":
+        with path.open("rb") as file:
+            depth, colour_type = file.read(26)[24:]
+        bands = {0: 1, 2: 3, 4: 2, 6: 4}.get(colour_type, 1)
+        return Geometry.of((rows, columns)), bands, np.dtype(np.uint16 if depth == 16 else np.uint8)
     from PIL import Image
 
     with Image.open(path, formats=[format.upper()]) as image:
-        mode = image.mode
-        bands = 1 if mode == "P" else len(image.getbands())
-    dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
-    return Geometry.of((rows, columns)), bands, dtype
+        return Geometry.of((rows, columns)), 1 if image.mode == "P" else len(image.getbands()), np.dtype(np.uint8)
 
 
 def read_raw_window(path: Path, slices: tuple[slice, ...]) -> np.ndarray:
