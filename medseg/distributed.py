@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +150,10 @@ def processes(device: str = "auto") -> Iterator[Group]:
         # no farewell: the others may wait in an exchange that only ends when this process does
         raise
     else:
+        # gloo's thread needs the interpreter to let go of the last exchange's tensors; torch waits for that thread with
+        # the interpreter locked when the last holder of the group goes. So: no holder but torch, and time to let go
+        gc.collect()
+        time.sleep(0.2)
         idist.finalize()
 
 

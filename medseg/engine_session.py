@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from medseg.augmentation import Augmentation
-from medseg.batches import Batch, BatchMaker, BatchStream
+from medseg.batches import Batch, BatchMaker
 from medseg.checkpoint import CheckpointStore
 from medseg.config import DatasetSpec, Pipeline
 from medseg.distributed import Group
 from medseg.engine import TrainStep
 from medseg.engine_budget import Budget, Progress
+from medseg.engine_stream import BatchStream
 from medseg.engine_validation import Validation, Validator
 from medseg.hardware import Hardware
 from medseg.patches import derive_seed

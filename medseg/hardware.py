@@ -170,6 +170,8 @@ def configured(hardware: Hardware, *, deterministic: bool = True) -> Iterator[No
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+            # 1x1 kernels have several equal layouts; DistributedDataParallel may name another than autograd does
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         torch.set_num_threads(threads)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg.batches import BatchStream
 from medseg.checkpoint import CheckpointStore
 from medseg.component import build_component
 from medseg.config import Pipeline, to_yaml
 from medseg.distributed import Group, processes
 from medseg.engine_budget import Budget
 from medseg.engine_session import Session
+from medseg.engine_stream import BatchStream
 from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, MedsegError, ResourceError
 from medseg.handlers import Output, attach_handlers, finish_epoch, make_engine, run_engine
@@ -89,23 +89,41 @@ def train(
             plan = plan_new(pipeline, data=data, output=output, fold=fold, overrides=overrides, group=group)
         hardware = choose_hardware(device, plan.pipeline.train.precision, local_rank=group.local_rank)
         show(f"{plan.pipeline.dataset}: {hardware.describe()}")
-        prepared, split = prepare(
-            plan.pipeline, plan.spec, plan.root, hardware=hardware, group=group, split=plan.split, fold=plan.fold,
-            cache=cache, show=show,
-        )  # fmt: skip
-        run = plan.open_run(group)
-        deterministic = plan.pipeline.train.deterministic
-        with listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
-            session = _open_session(plan, prepared, split, run)
-            if init is not None and plan.state is None:
-                session.notices += load_weights(session.step, init)
-            session.notices[:0] = [*plan.notices, *prepared.notices]
-            for notice in session.notices:
-                show(f"note: {notice}")
-            _describe(plan, prepared, session)
-            _run(session, prepared, signals, mlflow=mlflow, progress=progress, show=show)
-            if profile and group.writes:
-                show(write_profile(session, run.path / "profile.txt"))
+        # a function of its own, so that nothing of the network is left when the processes part
+        return _train_plan(
+            plan, hardware, group, show, init=init, cache=cache, progress=progress, profile=profile, mlflow=mlflow
+        )
+
+
+def _train_plan(
+    plan: Plan,
+    hardware: Hardware,
+    group: Group,
+    show: Callable[[str], None],
+    *,
+    init: str | Path | None,
+    cache: str | Path | None,
+    progress: bool,
+    profile: bool,
+    mlflow: bool,
+) -> Path:
+    prepared, split = prepare(
+        plan.pipeline, plan.spec, plan.root, hardware=hardware, group=group, split=plan.split, fold=plan.fold,
+        cache=cache, show=show,
+    )  # fmt: skip
+    run = plan.open_run(group)
+    deterministic = plan.pipeline.train.deterministic
+    with listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
+        session = _open_session(plan, prepared, split, run)
+        if init is not None and plan.state is None:
+            session.notices += load_weights(session.step, init)
+        session.notices[:0] = [*plan.notices, *prepared.notices]
+        for notice in session.notices:
+            show(f"note: {notice}")
+        _describe(plan, prepared, session)
+        _run(session, prepared, signals, mlflow=mlflow, progress=progress, show=show)
+        if profile and group.writes:
+            show(write_profile(session, run.path / "profile.txt"))
     return run.path
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.batches import BatchStream
 from medseg.config import Pipeline, load_dataset, load_pipeline
 from medseg.data import data_root
 from medseg.distributed import Group
+from medseg.engine_stream import BatchStream
 from medseg.errors import TrainingError
 from medseg.hardware import choose_hardware, configured
 from medseg.patches import derive_seed

@@ -32,8 +32,8 @@ def load_weights(step: TrainStep, source: str | Path) -> list[str]:
     shapes = [name for name in own if name in given and name not in fitting]
     absent = [name for name in own if name not in given]
     extra = [name for name in given if name not in own]
-    parameters = {name for name, _ in step.bare.named_parameters()}
-    if not parameters & fitting.keys():
+    kernels = {name for name, value in step.bare.named_parameters() if value.ndim > 1}  # a bias alone is nothing
+    if not kernels & fitting.keys():
         found = f"{len(given)} tensors, none with a name and shape of this network"
         raise CheckpointError("no weight of the checkpoint fits", code="E365", file=source, found=found)
     with torch.no_grad():

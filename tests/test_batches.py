@@ -1,0 +1,213 @@
+"""Batches: no sample twice, none missing; the same whatever the workers, the start and the processes; losses named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from tiny import write_cases
+
+from medseg import engine_stream
+from medseg.augmentation import Augmentation, finish_targets
+from medseg.batches import BatchMaker
+from medseg.cache import CaseStore
+from medseg.component import Component
+from medseg.config import load_dataset
+from medseg.data import find_cases
+from medseg.engine_stream import BatchStream
+from medseg.errors import DataError, TrainingError
+from medseg.patches import Draw, PatchReader, stack
+
+NOISE = (Component("RandGaussianNoised", {"prob": 1.0, "std": 0.5}), Component("RandFlipd", {"prob": 0.5}))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    place = tmp_path_factory.mktemp("batches")
+    write_cases(place / "data", 5)
+    spec = load_dataset("tiny", root=place / "data")
+    return CaseStore(spec, folder=place / "cache").prepare(find_cases(spec, place / "data"))
+
+
+def maker(stored, *, samples=10, batch=3, components=NOISE, **options) -> BatchMaker:
+    reader = PatchReader((8, 8, 8), options.pop("margin", (0, 0, 0)), options.pop("foreground", 0.5))
+    augmentation = Augmentation(components)
+    return BatchMaker(stored, samples, reader, batch=batch, seed=7, augmentation=augmentation, **options)
+
+
+def take(stream, count):
+    batches = [next(stream) for _ in range(count)]
+    stream.close()
+    return batches
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2])
+def test_no_sample_twice_and_none_missing(stored, workers, world):
+    epochs = 2
+    seen = Counter()
+    for rank in range(world):
+        one = maker(stored, rank=rank, world=world)
+        for batch in take(BatchStream(one, workers=workers), one.iterations * epochs):
+            if batch.share > 0:
+                seen.update((batch.key[0], seed) for seed in batch.seeds)
+    assert set(seen.values()) == {1}
+    assert len(seen) == 10 * epochs
+    # every case twice in each epoch of ten samples
+    whole = maker(stored)
+    for epoch in range(epochs):
+        cases = Counter(case for it in range(whole.iterations) for case in whole.cases((epoch, it)))
+        assert set(cases.values()) == {2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_begun_later_gives_what_was_left(stored, workers):
+    whole = take(BatchStream(maker(stored)), 12)
+    for skipped in (1, 4, 7):
+        epoch, step = divmod(skipped, 4)
+        rest = take(BatchStream(maker(stored), (epoch, step), workers=workers), 12 - skipped)
+        for one, two in zip(whole[skipped:], rest, strict=True):
+            assert (one.key, one.cases, one.seeds) == (two.key, two.cases, two.seeds)
+            assert all(torch.equal(one.tensors[k], two.tensors[k]) for k in one.tensors)
+
+
+def test_processes_share_a_batch(stored):
+    whole = maker(stored)[0, 0]
+    parts = [maker(stored, rank=rank, world=2)[0, 0] for rank in range(2)]
+    assert [len(part.cases) for part in parts] == [2, 1]
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    joined = {seed: part.tensors["image"][i] for part in parts for i, seed in enumerate(part.seeds)}
+    for i, seed in enumerate(whole.seeds):
+        assert torch.equal(whole.tensors["image"][i], joined[seed])
+    # the last iteration has one sample: the second process takes the step with nothing of its own
+    last = maker(stored, rank=1, world=2)[0, 3]
+    assert (last.share, len(last.cases)) == (0.0, 1)
+
+
+def test_epochs_differ_and_so_do_samples(stored):
+    one = maker(stored)
+    first, second = one[0, 0], one[1, 0]
+    assert set(first.seeds).isdisjoint(second.seeds)
+    assert not torch.equal(first.tensors["image"], second.tensors["image"])
+
+
+def test_patches_centred_on_structures_are_balanced_over_classes(stored):
+    reader = PatchReader((4, 4, 4), (0, 0, 0), 1.0)
+    hits = Counter()
+    for seed in range(300):
+        case = stored[f"c{seed % 5}"]
+        start = reader.start(case, Draw.of(seed, 3))
+        hits[int(reader.read(case, start)["label"][0, 2, 2, 2])] += 1
+    # the core has an eighth of the ball's voxels, but half of the patches (sd of 300 draws: 8.7)
+    assert hits[0] == 0
+    assert 110 < hits[2] < 190
+
+
+def test_positions_cover_the_image_and_nothing_else(stored):
+    reader = PatchReader((8, 8, 8), (2, 0, 0), 0.0)
+    starts = np.array([reader.start(stored["c0"], Draw.of(seed, 3)) for seed in range(2000)])
+    assert starts.min(0).tolist() == [-2, 0, 0]
+    assert starts.max(0).tolist() == [16 - 8 + 2, 20 - 8, 12 - 8]
+
+
+def test_an_image_smaller_than_the_patch_stands_in_its_middle(stored):
+    reader = PatchReader((32, 8, 13), (0, 0, 0), 1.0)
+    start = reader.start(stored["c0"], Draw.of(0, 3))
+    assert (start[0], start[2]) == (-8, -1)
+    assert reader.read(stored["c0"], start)["image"].shape == (1, 32, 8, 13)
+
+
+def test_slices_lie_on_the_last_axis(stored):
+    reader = PatchReader((8, 8), (0, 0), 1.0)
+    for seed in range(20):
+        start = reader.start(stored["c1"], Draw.of(seed, 3))
+        patch = reader.read(stored["c1"], start)
+        assert patch["image"].shape == (1, 8, 8)
+        label = stored["c1"].read("label")[0, :, :, start[2]]
+        assert np.array_equal(patch["label"][0], label[start[0] : start[0] + 8, start[1] : start[1] + 8])
+        assert patch["label"][0, 4, 4] > 0 or start[0] in (0, 8) or start[1] in (0, 12)
+
+
+def test_void_and_outside_have_no_weight():
+    label = torch.tensor([[[[0, 1, 255, 2]]]], dtype=torch.uint8)
+    fov = torch.tensor([[[[0, 1, 1, 1]]]], dtype=torch.uint8)
+    image = torch.zeros(1, 1, 1, 4)
+    found = finish_targets({"image": image, "label": label, "fov": fov}, 255)
+    assert found["label"].tolist() == [[[[0, 1, 0, 2]]]]
+    assert found["weight"].tolist() == [[[[0, 1, 0, 1]]]]
+    assert "weight" not in finish_targets({"image": image, "label": label}, None)
+    weight = torch.tensor([[[[2.0, 3.0, 4.0, 5.0]]]])
+    found = finish_targets({"image": image, "label": label, "weight": weight, "fov": fov}, 255)
+    assert found["weight"].tolist() == [[[[0, 3, 0, 5]]]]
+
+
+def test_a_missing_weight_is_one():
+    with_, without = {"image": np.zeros((1, 2, 2)), "weight": np.full((1, 2, 2), 3.0)}, {"image": np.zeros((1, 2, 2))}
+    assert stack([with_, without])["weight"][:, 0, 0, 0].tolist() == [3.0, 1.0]
+
+
+def test_each_sample_is_deformed_by_its_own_seed_and_spacing():
+    augmentation = Augmentation([Component("RandElasticDeformationd", {"sigma": 2.0, "rotate": 30})])
+    batch = {"image": torch.rand(3, 1, 16, 16, 16), "label": torch.randint(0, 3, (3, 1, 16, 16, 16)).byte()}
+    spacings = [(1.0, 1.0, 1.0), (1.0, 1.0, 3.0), (1.0, 1.0, 1.0)]
+    whole = augmentation(batch, [5, 6, 7], spacings)
+    for position, seed in enumerate((5, 6, 7)):
+        one = {name: values[position : position + 1] for name, values in batch.items()}
+        alone = augmentation(one, [seed], [spacings[position]])
+        assert torch.allclose(alone["image"][0], whole["image"][position], atol=1e-6)
+        assert torch.equal(alone["label"][0], whole["label"][position])
+    assert not torch.equal(whole["image"], batch["image"])
+
+
+class Failing:
+    """A stored case whose image cannot be read, or whose reading kills or stops the process."""
+
+    def __init__(self, case, how):
+        self.case, self.how = case, how
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["case"], name)
+
+    def read(self, *arguments):
+        if self.how == "raises":
+            raise ZeroDivisionError("broken transform")
+        if self.how == "unreadable":
+            raise OSError(5, "Input/output error")
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("how", ["raises", "unreadable", "killed", "hangs"])
+def test_a_lost_worker_is_named_with_its_cases(stored, how, monkeypatch):
+    monkeypatch.setattr(engine_stream, "TIMEOUT", 2.0)
+    broken = {name: Failing(case, how) if name == "c3" else case for name, case in stored.items()}
+    stream = BatchStream(maker(broken), workers=1)
+    begin = time.monotonic()
+    with pytest.raises((TrainingError, DataError)) as caught:
+        take(stream, 8)
+    stream.close()
+    assert "c3" in str(caught.value.case)
+    assert time.monotonic() - begin < 20
+    if how in ("killed", "hangs"):
+        assert "train.workers=0" in str(caught.value.fix)
+
+
+def test_without_workers_an_error_names_its_case(stored):
+    broken = {name: Failing(case, "unreadable") if name == "c3" else case for name, case in stored.items()}
+    with pytest.raises(DataError) as caught:
+        take(BatchStream(maker(broken)), 4)
+    assert caught.value.case == "c3"
+
+
+def test_a_failing_augmentation_names_transform_and_cases(stored):
+    one = maker(stored, components=(Component("CenterSpatialCropd", {"roi_size": [1, 2, 3, 4]}),))
+    one.augmentation.transforms[0] = lambda sample: 1 / 0
+    with pytest.raises(DataError, match="CenterSpatialCropd fails: ZeroDivisionError") as caught:
+        one[0, 0]
+    assert set(caught.value.case.split(", ")) == set(one.cases((0, 0)))

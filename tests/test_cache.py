@@ -1,0 +1,241 @@
+"""The preprocessed store: the key, whole or absent, patches equal to slices, errors collected, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import write_cases
+
+from medseg.cache import BlockArray, CaseStore, MemoryCase, StoredCase, default_folder
+from medseg.cache_blocks import mirror_index
+from medseg.cache_case import KEPT, index_classes
+from medseg.component import Component
+from medseg.config import load_dataset
+from medseg.data import find_cases, load_sample
+from medseg.errors import DataError, FormatError, MedsegError
+from medseg.files import FAIL_POINTS
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    write_cases(tmp_path / "data", 3)
+    return tmp_path
+
+
+def store_of(place: Path, *steps: Component, **options) -> tuple[CaseStore, list]:
+    spec = load_dataset("tiny", root=place / "data")
+    return CaseStore(spec, steps, folder=place / "cache", **options), find_cases(spec, place / "data")
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    block=st.tuples(*[st.integers(1, 5)] * 3),
+    start=st.tuples(*[st.integers(-12, 12)] * 3),
+    size=st.tuples(*[st.integers(1, 9)] * 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_box_is_what_numpy_reflect_padding_gives(tmp_path_factory, shape, block, start, size):
+    array = np.arange(2 * np.prod(shape), dtype=np.int16).reshape(2, *shape)
+    path = tmp_path_factory.mktemp("blocks") / "a.npy"
+    stored = BlockArray.write(path, array, block)
+    assert path.stat().st_size == stored.size_bytes
+    reopened = BlockArray.of(path, json.loads(json.dumps(stored.describe())))
+    assert np.array_equal(reopened.read(), array)
+    # numpy pads step by step, which is the slow definition of mirroring as often as needed
+    before = [max(0, -a) for a in start]
+    after = [max(0, a + s - n) for a, s, n in zip(start, size, shape, strict=True)]
+    modes = ["edge" if n == 1 else "reflect" for n in shape]
+    padded = array
+    for axis, mode in enumerate(modes):
+        width = [(0, 0)] * 4
+        width[axis + 1] = (before[axis], after[axis])
+        padded = np.pad(padded, width, mode=mode)
+    box = tuple(slice(a + b, a + b + s) for a, b, s in zip(start, before, size, strict=True))
+    assert np.array_equal(reopened.read(start, size), padded[(slice(None), *box)])
+
+
+def test_a_patch_touches_few_bytes_of_a_large_volume(tmp_path, monkeypatch):
+    stored = BlockArray.write(tmp_path / "a.npy", np.zeros((1, 128, 128, 160), np.float32), (32, 32, 32))
+    read = []
+    real = BlockArray._fill
+    monkeypatch.setattr(
+        BlockArray, "_fill", lambda s, f, buffer, o: (read.append(buffer.nbytes), real(s, f, buffer, o))
+    )
+    stored.read((5, 40, 100), (32, 32, 32))
+    assert sum(read) == 8 * 32**3 * 4  # two blocks along each axis
+
+
+def test_the_file_is_a_plain_npy(tmp_path):
+    array = np.arange(24, dtype=np.float32).reshape(1, 4, 6)
+    BlockArray.write(tmp_path / "a.npy", array, (2, 3))
+    blocks = np.load(tmp_path / "a.npy", allow_pickle=False)
+    assert blocks.shape == (2, 2, 1, 2, 3)
+    assert np.array_equal(blocks[1, 0, 0], array[0, 2:, :3])
+
+
+def test_a_cut_off_array_is_told(tmp_path):
+    stored = BlockArray.write(tmp_path / "a.npy", np.zeros((1, 8, 8), np.float32), (4, 4))
+    os.truncate(tmp_path / "a.npy", 200)
+    with pytest.raises(FormatError, match="cut off"):
+        stored.read()
+
+
+def test_stored_cases_hold_what_the_transforms_gave(place):
+    store, cases = store_of(place, Component("NormalizeIntensityd"))
+    stored = store.prepare(cases)
+    assert list(stored) == ["c0", "c1", "c2"]
+    for case in cases:
+        sample = load_sample(case, store.spec)
+        image = np.asarray(sample["image"])
+        found = stored[case.id]
+        assert np.allclose(found.read("image"), (image - image.mean()) / image.std(), atol=1e-5)
+        assert np.array_equal(found.read("label"), sample["label"])
+        assert np.array_equal(found.read("native_label"), sample["label"])
+        assert np.allclose(found.affine, sample["image"].affine)
+        assert found.native == sample["native"]
+        label = np.asarray(sample["label"])[0]
+        assert found.classes == {k: int((label == k).sum()) for k in range(3)}
+        for k, share in itertools.product((1, 2), (0.0, 0.5, 0.999)):
+            assert label[found.pick(k, share)] == k
+
+
+def test_a_second_time_nothing_is_computed(place, monkeypatch):
+    store, cases = store_of(place)
+    store.prepare(cases)
+    monkeypatch.setattr(CaseStore, "compute", lambda *_: pytest.fail("computed again"))
+    assert set(store.prepare(cases)) == {"c0", "c1", "c2"}
+
+
+def test_another_file_setting_fact_or_version_is_another_key(place, monkeypatch):
+    store, cases = store_of(place)
+    key = store.key(cases[0])
+    assert key == store_of(place)[0].key(cases[0])
+    assert key != store.key(cases[1])
+    assert key != store_of(place, Component("NormalizeIntensityd"))[0].key(cases[0])
+    assert key != store_of(place, dims=2)[0].key(cases[0])
+    facts = CaseStore(store.spec.model_copy(update={"nan": 0.0}), folder=place / "cache")
+    assert key != facts.key(cases[0])
+    title = CaseStore(store.spec.model_copy(update={"title": "other", "licence": "x"}), folder=place / "cache")
+    assert key == title.key(cases[0])
+    monkeypatch.setattr("medseg.cache._versions", lambda: {"monai": "0"})
+    assert key != store.key(cases[0])
+
+
+def test_a_changed_file_of_equal_size_and_time_is_noticed(place):
+    store, cases = store_of(place)
+    before = store.prepare(cases[:1])["c0"].read("label")
+    path = cases[0].label
+    times = path.stat()
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image((np.asarray(image.dataobj) == 1).astype(np.uint8), image.affine), path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = store.prepare(cases[:1])["c0"].read("label")
+    assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["stored array", "stored case"])
+def test_stopped_at_any_point_there_is_no_half_case(place, name, monkeypatch):
+    store, cases = store_of(place)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FAIL_POINTS, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        store.prepare(cases)
+    assert not list((place / "cache").rglob("case.json"))
+    monkeypatch.delitem(FAIL_POINTS, name)
+    assert len(store.prepare(cases)) == 3
+
+
+def test_a_damaged_case_is_made_again(place):
+    store, cases = store_of(place)
+    folder = store.prepare(cases)["c1"].folder
+    os.truncate(folder / "image.npy", 100)
+    with pytest.raises(DataError, match="damaged"):
+        StoredCase.open(folder, "c1")
+    again = store.prepare(cases)["c1"]
+    assert again.folder == folder
+    assert again.read("image").shape[1:] == (16, 20, 12)
+
+
+def test_all_refused_cases_are_told_at_once(place):
+    store, cases = store_of(place)
+    for case in cases[:2]:
+        case.images[0].write_bytes(b"")
+    with pytest.raises(MedsegError) as caught:
+        store.prepare(cases)
+    assert [problem.case for problem in caught.value.problems] == ["c0", "c1"]
+
+
+def test_several_processes_give_the_same(place, monkeypatch):
+    store, cases = store_of(place, Component("NormalizeIntensityd"))
+    here = {name: case.read("image") for name, case in store.prepare(cases, workers=1).items()}
+    shutil.rmtree(place / "cache")
+    there = store.prepare(cases, workers=2)
+    assert all(np.array_equal(there[name].read("image"), image) for name, image in here.items())
+
+
+def test_a_full_disk_costs_speed_alone(place, monkeypatch):
+    store, cases = store_of(place)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = {name: case.read("image") for name, case in store.prepare(cases).items()}
+    shutil.rmtree(place / "cache")
+    monkeypatch.setattr(BlockArray, "write", full)
+    found = store.prepare(cases)
+    assert all(isinstance(case, MemoryCase) for case in found.values())
+    assert "cannot be written" in store.notices[0]
+    assert not [path for path in (place / "cache").rglob("*") if path.is_file()]
+    for name, case in found.items():
+        assert np.array_equal(case.read("image"), expected[name])
+        assert np.array_equal(case.read("image", (-3, 2, 1), (8, 8, 8))[0, 3:], expected[name][0, :5, 2:10, 1:9])
+        assert case.read("label")[0][case.pick(2, 0.5)] == 2
+    assert len(MemoryCase._held) <= 2
+
+
+def test_a_failing_transform_names_case_and_transform(place):
+    store, cases = store_of(place, Component("Resized", {"spatial_size": [8, 8, 8, 8]}))
+    with pytest.raises(DataError, match="Resized fails") as caught:
+        store.prepare(cases[:1])
+    assert caught.value.case == "c0"
+
+
+def test_class_lists_are_bounded_and_spread():
+    label = np.zeros((1, 40, 40, 40), np.uint8)
+    label[0, :, :, :20] = 1
+    label[0, 0, 0, 39] = 2
+    label[0, 1, 1, 39] = 255
+    places, counts = index_classes(label, 255)
+    assert counts == {0: 40**3 - 40 * 40 * 20 - 2, 1: 40 * 40 * 20, 2: 1}
+    assert len(places[1]) == KEPT
+    assert places[2].tolist() == [[0, 0, 39]]
+    assert places[1][:, 0].min() == 0
+    assert places[1][:, 0].max() == 39
+
+
+def test_mirrored_indices_repeat_an_axis_of_one():
+    assert mirror_index(-4, 9, 1).tolist() == [0] * 9
+
+
+def test_the_default_folder_follows_the_platform(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert default_folder() == Path("/x/medseg")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert default_folder().parts[-3:] == ("Library", "Caches", "medseg")
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", "/local")
+    assert default_folder() == Path("/local/medseg")

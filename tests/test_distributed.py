@@ -1,0 +1,211 @@
+"""Several processes: what they exchange, equality with one process, and what happens when one of them is lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_pipeline, write_cases
+from torch import nn
+
+from medseg.checkpoint import read_state
+from medseg.config import to_yaml
+from medseg.distributed import Group, LostProcess, launched, processes, wrap_network
+from medseg.errors import UsageError
+from medseg.training import train
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def in_two(work, *, expect=(0, 0)) -> list:
+    """Run `work(group)` in two processes; their results in order."""
+    context = multiprocessing.get_context("fork")
+    port, results = str(free_port()), context.Queue()
+
+    def start(rank):
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        )
+        torch.set_num_threads(1)
+        with processes("cpu") as group:
+            results.put((rank, work(group)))
+
+    started = [context.Process(target=start, args=(rank,)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert tuple(process.exitcode for process in started) == expect
+    return [value for _, value in sorted(results.get() for _ in range(expect.count(0)))]
+
+
+def test_alone_nothing_is_exchanged(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert not launched()
+    with processes("cpu") as group:
+        assert (group.rank, group.world, group.writes) == (0, 1, True)
+        assert group.any(3) == 3
+        assert group.share_text("x") == "x"
+        assert group.add(torch.tensor([1.0])).tolist() == [1.0]
+        with group.first():
+            pass
+        network = nn.Linear(1, 1)
+        assert wrap_network(network, group, torch.device("cpu")) == (network, [])
+
+
+def test_launched_without_an_address_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="cannot join"), processes("cpu"):
+        pass
+
+
+def test_two_processes_agree():
+    def work(group: Group):
+        flags = group.largest([group.rank * 15, 7 - group.rank])
+        total = group.add(torch.tensor([1.0 + group.rank]))
+        text = group.share_text("runs/läuft" if group.rank == 0 else "")
+        group.wait()
+        return flags, total.tolist(), text, group.writes
+
+    first, second = in_two(work)
+    assert first == ([15, 7], [3.0], "runs/läuft", True)
+    assert second == ([15, 7], [3.0], "runs/läuft", False)
+
+
+def test_if_the_first_process_fails_the_other_ends_too():
+    def work(group: Group):
+        try:
+            with group.first():
+                if group.writes:
+                    raise KeyError("disk full")
+        except KeyError:
+            return "own"
+        except LostProcess as error:
+            return error.code
+
+    assert in_two(work) == ["own", "E620"]
+
+
+def test_a_process_that_is_gone_is_noticed_at_once():
+    def work(group: Group):
+        if group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin = time.monotonic()
+        try:
+            for _ in range(3):
+                group.wait()
+        except LostProcess:
+            return time.monotonic() - begin
+
+    # the survivor cannot leave in good order, but it leaves
+    context = multiprocessing.get_context("fork")
+    port, results = str(free_port()), context.Queue()
+
+    def start(rank):
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        )
+        try:
+            with processes("cpu") as group:
+                results.put(work(group))
+                raise SystemExit(3)
+        finally:
+            results.close()
+            results.join_thread()
+            os._exit(3)
+
+    started = [context.Process(target=start, args=(rank,)) for rank in range(2)]
+    for process in started:
+        process.start()
+    assert results.get(timeout=60) < 30
+    for process in started:
+        process.join(30)
+    assert [process.exitcode for process in started] == [3, -signal.SIGKILL]
+
+
+def launch(place: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEDSEG_DATA": str(place / "data")}
+    command += ["-m", "medseg", "train", *arguments, "--device", "cpu", "--cache", str(place / "cache"), "--no-report"]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+NETWORK = {"UNet": {"channels": [4, 8], "padding": "same", "dropout": 0.0}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    write_cases(folder / "data")
+    return folder
+
+
+def wait_for(condition, seconds=90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(place, tmp_path):
+    # batches of three: the processes have two samples and one
+    pipeline = tiny_pipeline(batch=3, iterations_per_epoch=4, network=NETWORK, loss={"DistanceWeightedCELoss": {}})
+    (tmp_path / "tiny.yaml").write_text(to_yaml(pipeline))
+    one = train(pipeline, data=place / "data", output=tmp_path / "one", cache=place / "cache", device="cpu")
+    process = launch(place, str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "two"))
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    two = next((tmp_path / "two" / "tiny").iterdir())
+    histories = [read_state(folder / "last.pt")["progress"]["history"] for folder in (one, two)]
+    for first, second in zip(*histories, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+        assert first["score"] == pytest.approx(second["score"], abs=1e-3)
+    import nibabel
+    import numpy as np
+
+    for path in (one / "validation").glob("*.nii.gz"):
+        other = two / "validation" / path.name
+        assert np.array_equal(nibabel.load(path).get_fdata(), nibabel.load(other).get_fdata())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lost_process_ends_all_and_the_run_can_be_continued(place, tmp_path, how):
+    pipeline = tiny_pipeline(epochs=400, iterations_per_epoch=4, network=NETWORK, save_minutes=0.001, validate_every=50)
+    (tmp_path / "tiny.yaml").write_text(to_yaml(pipeline))
+    process = launch(place, str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "runs"))
+    wait_for(lambda: list((tmp_path / "runs").glob("tiny/*/last.pt")))
+    folder = next((tmp_path / "runs" / "tiny").iterdir())
+    if how == signal.SIGKILL:
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.kill(int(children[-1]), how)
+    else:
+        process.send_signal(how)
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - begin < 60
+    assert read_state(folder / "last.pt")["progress"]["iteration"] > 0
+    if how == signal.SIGTERM:
+        assert json.loads((folder / "status.json").read_text())["state"] == "interrupted", errors

@@ -1,0 +1,280 @@
+"""The training step: its loss against the plain definition, steps that are skipped, the average, memory, schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import tiny_pipeline
+from torch import nn
+
+from medseg.batches import Batch
+from medseg.config import TrainConfig
+from medseg.engine import (
+    TrainStep,
+    build_network,
+    build_optimizer,
+    check_patch,
+    crop_margin,
+    recompute_activations,
+    supervised_loss,
+)
+from medseg.engine_budget import Budget, Progress
+from medseg.errors import ConfigError, ResourceError, UsageError
+from medseg.hardware import Hardware, choose_hardware, configured, keep_memory, real_cores
+from medseg.schedules import (
+    ConstantLR,
+    CosineLR,
+    ExponentialLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
+
+CPU = Hardware(torch.device("cpu"), "fp32", 1, "test")
+
+
+def squared(logits, target, weight=None):
+    error = (logits[:, :1] - target.float()) ** 2
+    return (error if weight is None else error * weight).mean()
+
+
+def make(**options) -> TrainStep:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1))
+    network.spatial_dims = 2
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    return TrainStep(network, squared, optimizer, options.pop("hardware", CPU), **options)
+
+
+def batch(value: float = 1.0) -> Batch:
+    torch.manual_seed(1)
+    images = torch.rand(2, 1, 4, 4) * value
+    return Batch((0, 0), ("a", "b"), (1, 2), {"image": images, "label": torch.ones(2, 1, 4, 4, dtype=torch.long)})
+
+
+def test_one_step_is_plain_gradient_descent():
+    step = make()
+    weight = step.bare[0].weight.detach().clone().requires_grad_()
+    bias = step.bare[0].bias.detach().clone().requires_grad_()
+    one = batch()
+    logits = torch.einsum("bcij,oc->boij", one.tensors["image"], weight[:, :, 0, 0]) + bias[None, :, None, None]
+    expected = squared(logits, one.tensors["label"])
+    expected.backward()
+    loss = step(one, seed=0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(step.bare[0].weight, weight - 0.1 * weight.grad, atol=1e-7)
+
+
+def test_clipping_bounds_the_gradient():
+    step, before = make(clip=0.01), make().bare[0].weight.detach().clone()
+    bias = step.bare[0].bias.detach().clone()
+    step(batch(), seed=0)
+    moved = torch.cat([(step.bare[0].weight - before).flatten(), (step.bare[0].bias - bias).flatten()])
+    assert moved.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
+    step = make(ema=0.5)
+    before = {k: v.clone() for k, v in step.bare.state_dict().items()}
+    for count in range(1, 4):
+        step(batch(math.inf), seed=0)
+        assert step.bad_steps() == count
+    assert all(torch.equal(v, before[k]) for k, v in step.bare.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in step.average.state_dict().items())
+    step(batch(), seed=0)
+    assert step.bad_steps() == 0
+
+
+def test_the_average_follows_its_definition():
+    step = make(ema=0.8)
+    average = step.bare[0].weight.detach().clone()
+    for _ in range(3):
+        step(batch(), seed=0)
+        average = 0.8 * average + 0.2 * step.bare[0].weight.detach()
+    assert torch.allclose(step.validated[0].weight, average, atol=1e-7)
+    assert make().validated is not None
+
+
+def test_dropout_follows_from_the_seed_alone():
+    def losses(seeds):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 2, 1))
+        network.spatial_dims = 2
+        step = TrainStep(network, squared, torch.optim.SGD(network.parameters(), lr=0.0), CPU)
+        return [step(batch(), seed=seed).item() for seed in seeds]
+
+    assert losses([1, 2, 3])[1:] == losses([2, 3])
+    assert losses([1, 2])[0] != losses([1, 2])[1]
+
+
+def test_deep_supervision_weighs_coarser_outputs_by_halves():
+    label = torch.arange(16).reshape(1, 1, 4, 4).float()
+    outputs = [torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)]
+    # of each 2x2 group the voxel that stands last, as nearest-neighbour indexing at the group's middle takes it
+    coarse = torch.tensor([5.0, 7.0, 13.0, 15.0])
+    expected = 2 / 3 * (label**2).mean() + 1 / 3 * (coarse**2).mean()
+    assert supervised_loss(squared, outputs, label, None).item() == pytest.approx(expected.item())
+
+
+def test_unpadded_outputs_are_compared_with_the_middle():
+    label = torch.zeros(1, 1, 6, 6)
+    label[:, :, 2:4, 2:4] = 1
+    weight = torch.ones(1, 1, 6, 6)
+    weight[:, :, 2, 2] = 3
+    logits = torch.zeros(1, 1, 2, 2)
+    assert supervised_loss(squared, logits, label, None).item() == 1
+    assert supervised_loss(squared, logits, label, weight).item() == pytest.approx(6 / 4)
+    assert crop_margin((6, 7), (2, 2)) == (2, 3)
+
+
+def test_recomputed_activations_give_the_same_gradients_with_less_memory():
+    pipeline = tiny_pipeline(network={"UNet": {"channels": [4, 8], "padding": "same", "dropout": 0.5}})
+    gradients = []
+    for recompute in (False, True):
+        network = build_network(pipeline, in_channels=1, out_channels=2, seed=3).train()
+        if recompute:
+            assert recompute_activations(network) > 0
+        torch.manual_seed(0)
+        network(torch.rand(1, 1, 8, 8, 8)).sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
+    assert network.state_dict().keys() == build_network(pipeline, in_channels=1, out_channels=2).state_dict().keys()
+
+
+def test_the_networks_weights_follow_from_the_seed_and_leave_the_generator_alone():
+    pipeline = tiny_pipeline()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two = (build_network(pipeline, in_channels=1, out_channels=2, seed=9) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_patches_that_the_network_cannot_take_are_refused_with_one_that_it_can():
+    network = build_network(tiny_pipeline(), in_channels=1, out_channels=2)
+    assert check_patch(network, (8, 8, 10)) == (8, 8, 10)
+    with pytest.raises(ConfigError) as caught:
+        check_patch(network, (8, 8, 9))
+    assert "[8, 8, 10]" in caught.value.expected
+
+
+def test_optimizers_are_fused_where_they_can_be():
+    pipeline = tiny_pipeline()
+    network = build_network(pipeline, in_channels=1, out_channels=2)
+    assert build_optimizer(pipeline, network, torch.device("cpu")).defaults["fused"] is True
+    plain = tiny_pipeline(optimizer={"NAdam": {"lr": 0.01}})
+    assert isinstance(build_optimizer(plain, network, torch.device("cpu")), torch.optim.NAdam)
+
+
+def budget(**train) -> Budget:
+    plain = {"batch": 1, "patch": [8, 8], **train}
+    return Budget.of(TrainConfig.model_validate_json(__import__("json").dumps(plain)), 10)
+
+
+def test_budgets_know_their_share():
+    assert budget(epochs=3).share(Progress(iteration=15)) == 0.5
+    assert budget(iterations=20).is_spent(Progress(iteration=20))
+    assert not budget(iterations=20).is_spent(Progress(iteration=19))
+    assert budget(minutes=10).share(Progress(minutes=2.5)) == 0.25
+    assert budget(minutes=10).minutes_left(Progress(minutes=2.5)) == 7.5
+    assert budget(epochs=2).minutes_left(Progress(iteration=5, minutes=1.0)) == pytest.approx(3.0)
+    assert budget(epochs=2).minutes_left(Progress()) is None
+    assert [budget(epochs=1).describe(), budget(minutes=2.5).describe()] == ["1 epoch", "2.5 minutes"]
+
+
+def test_a_score_that_is_no_number_is_the_worst():
+    progress = Progress()
+    assert progress.observe(math.nan)  # the first validation: there is nothing better yet
+    assert progress.best is None
+    assert progress.observe(-5.0)
+    assert not progress.observe(math.nan)
+    assert not progress.observe(-6.0)
+    assert (progress.best, progress.waited) == (-5.0, 2)
+    assert progress.observe(-4.0)
+    assert Progress.from_dict(progress.to_dict()) == progress
+
+
+def test_schedules_follow_torchs_where_torch_has_them():
+    parameter = nn.Parameter(torch.zeros(1))
+
+    def torchs(kind, steps, **arguments):
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        schedule = kind(optimizer, **arguments)
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    module = torch.optim.lr_scheduler
+    share = [i / 10 for i in range(10)]
+    assert [PolynomialLR(0.9)(p) for p in share] == pytest.approx(
+        torchs(module.PolynomialLR, 10, total_iters=10, power=0.9)
+    )
+    assert [CosineLR()(p) for p in share] == pytest.approx(torchs(module.CosineAnnealingLR, 10, T_max=10))
+    assert [StepLR(3, 0.5)(0, e) for e in range(10)] == pytest.approx(torchs(module.StepLR, 10, step_size=3, gamma=0.5))
+    assert [ExponentialLR(0.9)(0, e) for e in range(10)] == pytest.approx(torchs(module.ExponentialLR, 10, gamma=0.9))
+    assert ConstantLR()(0.3) == 1
+
+
+def test_warm_up_climbs_linearly():
+    schedule = CosineLR(warmup=0.2)
+    assert [schedule(p) for p in (0.05, 0.1, 0.2, 1.0)] == pytest.approx([0.25, 0.5, 1.0, 0.0])
+    assert schedule(0.0) > 0
+
+
+def test_plateau_reduces_after_patience_and_keeps_its_state():
+    schedule = ReduceLROnPlateau(factor=0.1, patience=2, min_factor=0.02)
+    factors = []
+    for score in (0.5, 0.6, math.nan, 0.6, 0.6, 0.59, 0.9, 0.1, 0.2):
+        schedule.observe(score)
+        factors.append(schedule(0.5))
+    assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.02, 0.02, 0.02, 0.02])
+    other = ReduceLROnPlateau(factor=0.1, patience=2, min_factor=0.02)
+    other.load_state_dict(schedule.state_dict())
+    assert other.state_dict() == schedule.state_dict()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PolynomialLR(power=0),
+        lambda: StepLR(0),
+        lambda: CosineLR(warmup=1.0),
+        lambda: CosineLR(final=2),
+        lambda: ExponentialLR(0),
+        lambda: ReduceLROnPlateau(factor=1.0),
+        lambda: ReduceLROnPlateau(patience=0),
+    ],
+)
+def test_impossible_schedules_are_refused(make):
+    with pytest.raises(UsageError, match="out of range"):
+        make()
+
+
+def test_hardware_is_chosen_and_checked(monkeypatch):
+    assert choose_hardware("cpu").precision in ("fp32", "bf16")
+    assert choose_hardware("cpu", "bf16").dtype == torch.bfloat16
+    with pytest.raises(UsageError, match="unknown device"):
+        choose_hardware("quantum")
+    with pytest.raises(UsageError, match="unknown precision"):
+        choose_hardware("cpu", "fp8")
+    with pytest.raises(UsageError, match="fp16 needs"):
+        choose_hardware("cpu", "fp16")
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="no such GPU"):
+            choose_hardware("cuda")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert real_cores() == 1
+
+
+def test_what_was_configured_is_taken_back():
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    with configured(Hardware(torch.device("cpu"), "fp32", 1, "x")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert isinstance(keep_memory(False), bool)

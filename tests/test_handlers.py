@@ -1,0 +1,136 @@
+"""Handlers: pictures, times, the log, TensorBoard, MLflow's absence, signals, the profile."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medseg.engine_budget import Progress
+from medseg.errors import ResourceError
+from medseg.handlers_output import (
+    BarOutput,
+    LineOutput,
+    MlflowOutput,
+    TableOutput,
+    TensorBoardOutput,
+    format_minutes,
+    overlay,
+    write_profile,
+)
+from medseg.handlers_signals import Signals, Stopped, listen
+from medseg.run import RunFolder
+
+
+def session(tmp_path, **more):
+    """What outputs look at, and nothing else."""
+    progress = Progress(epoch=1, iteration=5, minutes=0.5, best_epoch=1, validated=1)
+    progress.history = [
+        {"epoch": 1, "iteration": 5, "minutes": 0.5, "lr": 0.1, "loss": None, "score": 0.5, "val Dice a": 0.5}
+    ]
+    budget = SimpleNamespace(share=lambda p: 0.5, minutes_left=lambda p: 0.5)
+    picture = (np.random.rand(1, 8, 10), np.eye(8, 10, dtype=np.uint8), np.zeros((8, 10), np.uint8))
+    facts = {
+        "progress": progress,
+        "budget": budget,
+        "run": RunFolder(tmp_path),
+        "validator": SimpleNamespace(shown="Dice"),
+        "validation": SimpleNamespace(picture=picture),
+        "seconds": {"step": 20.0, "wait": 1.0, "validate": 8.0, "save": 1.0},
+    }
+    return SimpleNamespace(**{**facts, **more})
+
+
+def test_an_overlay_shows_reference_prediction_and_both():
+    image = np.linspace(0, 1, 400, dtype=np.float32).reshape(1, 20, 20)
+    label, prediction = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    label[2:8, 2:8] = 1
+    prediction[2:8, 5:15] = 1
+    drawn = overlay(image, label, prediction)
+    assert drawn.shape == (20, 40, 3)
+    right = drawn[:, 20:]
+    assert right[5, 2].tolist() == [0, 255, 0]  # the reference's left edge
+    assert right[5, 14].tolist() == [255, 0, 0]  # the prediction's right edge
+    assert right[2, 6].tolist() == [255, 255, 0]  # the top edge of both
+    assert right[15, 15].tolist() == drawn[15, 15].tolist()
+    assert overlay(np.ones((3, 4, 4)), label[:4, :4], prediction[:4, :4]).shape == (4, 8, 3)
+
+
+def test_the_log_keeps_columns_of_all_rows(tmp_path):
+    one = session(tmp_path)
+    one.progress.history.append({"epoch": 2, "iteration": 9, "minutes": 1.0, "lr": 0.1, "loss": 1.5, "score": None})
+    TableOutput().finished_epoch(one, {})
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [(row["loss"], row["val Dice a"]) for row in rows] == [("", "0.5"), ("1.5", "")]
+
+
+def test_tensorboard_has_numbers_and_a_picture(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    one = session(tmp_path)
+    output = TensorBoardOutput(one)
+    output.finished_epoch(one, one.progress.history[0])
+    output.close(one)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert found.Scalars("validation/Dice_a")[0].step == 5
+    assert found.Scalars("score")[0].value == 0.5
+    assert found.Images("validation/case")[0].width == 20
+
+
+def test_lines_and_bar_tell_score_and_time_left(tmp_path, capsys):
+    one = session(tmp_path)
+    LineOutput().finished_epoch(one, one.progress.history[0])
+    text = capsys.readouterr().err
+    assert "Dice 0.5000  (best)" in text
+    assert "30 s left" in text
+    bar = BarOutput(one)
+    bar.iterated(one)
+    assert bar.bar.tasks[0].completed == 0.5
+    assert bar.bar.tasks[0].fields["left"] == "30 s left"
+    bar.close(one)
+
+
+def test_without_mlflow_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ResourceError, match="not installed") as caught:
+        MlflowOutput(session(tmp_path))
+    assert "medseg[mlflow]" in caught.value.fix
+
+
+def test_times_are_told_as_people_say_them():
+    assert format_minutes(89.4) == "89 min"
+    assert format_minutes(90) == "1 h 30 min"
+
+
+def test_the_profile_adds_up(tmp_path):
+    text = write_profile(session(tmp_path), tmp_path / "profile.txt")
+    assert "steps                   20.0 s  66.7 %" in text
+    assert (tmp_path / "profile.txt").read_text() == text
+
+
+def test_signals_are_noted_for_the_block_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with listen() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert Stopped(15).name == "SIGTERM"
+
+
+def test_in_a_thread_signals_are_left_alone():
+    found = []
+
+    def work():
+        with listen() as signals:
+            found.append(signals)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert isinstance(found[0], Signals)

@@ -1,0 +1,370 @@
+"""Training: end to end, resumed bit for bit, stopped by signals, ended by budget and patience, told what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_pipeline, write_cases
+
+from medseg import training
+from medseg.checkpoint import CheckpointStore, load_model, read_state
+from medseg.config import to_yaml
+from medseg.errors import CheckpointError, ConfigError, LabelError, TrainingError, UsageError
+from medseg.handlers_signals import Signals
+from medseg.training import find_learning_rate, train
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_cases(folder / "data")
+    return folder
+
+
+def run(place: Path, pipeline, **options) -> Path:
+    options = {"output": place / "runs", "progress": False, **options}
+    return train(pipeline, data=place / "data", cache=place / "cache", device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def reference(place) -> Path:
+    """An uninterrupted run of two epochs, three iterations each."""
+    return run(place, tiny_pipeline(ema=0.9))
+
+
+def state_of(folder: Path) -> dict:
+    return read_state(folder / "last.pt")
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    first, second = state_of(one), state_of(two)
+    for part in ("network_state", "average_state"):
+        if first[part] is None:
+            assert second[part] is None
+            continue
+        assert first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), name
+    moments = zip(first["optimizer_state"]["state"].values(), second["optimizer_state"]["state"].values(), strict=True)
+    for a, b in moments:
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert first["progress"]["best"] == second["progress"]["best"]
+    losses = [[row["loss"] for row in state["progress"]["history"]] for state in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_leaves_all_its_files(reference, place):
+    names = {path.relative_to(reference).as_posix() for path in reference.rglob("*") if path.is_file()}
+    assert {"best.pt", "last.pt", "index.json", "log.csv", "pipeline.yaml", "split.json", "provenance.json"} <= names
+    assert json.loads((reference / "status.json").read_text())["state"] == "finished"
+    split = json.loads((reference / "split.json").read_text())
+    assert sorted(split["training"] + split["validation"]) == [f"c{n}" for n in range(6)]
+    for case in split["validation"]:
+        found = nibabel.load(reference / "validation" / f"{case}.nii.gz")
+        image = nibabel.load(place / "data" / "images" / f"{case}.nii.gz")
+        assert found.shape == image.shape
+        assert np.array_equal(found.affine, image.affine)
+        assert set(np.unique(found.dataobj)) <= {0, 1, 2}
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not [name for name in names if ".medseg-" in name]
+
+
+def test_the_log_has_one_row_for_each_epoch(reference):
+    rows = list(csv.DictReader((reference / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["iteration"] for row in rows] == ["3", "6"]
+    # PolynomialLR 0.9 before iterations 3 and 6 of 6
+    assert float(rows[0]["lr"]) == pytest.approx(0.01 * (1 - 2 / 6) ** 0.9)
+    assert float(rows[1]["lr"]) == pytest.approx(0.01 * (1 - 5 / 6) ** 0.9)
+    for row in rows:
+        mean = (float(row["val Dice ball"]) + float(row["val Dice core"])) / 2
+        assert float(row["score"]) == pytest.approx(mean)
+        assert 0 <= float(row["wait_share"]) <= 1
+        assert float(row["images_per_second"]) > 0
+
+
+def test_the_model_predicts_as_in_validation(reference, place):
+    model = load_model(reference)
+    assert model.metadata["out_channels"] == 3
+    best = read_state(reference / "best.pt")
+    assert all(torch.equal(v, best["network_state"][k]) for k, v in model.network.state_dict().items())
+    assert not model.network.training
+    ensemble = load_model([reference, reference / "last.pt"])
+    assert len(ensemble.networks) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted_after_any_iteration_it_goes_on_bit_for_bit(reference, place, workers, monkeypatch):
+    pipeline = tiny_pipeline(ema=0.9, workers=workers)
+    # seen one iteration later: after 2 of 6, in the validation after 3, after 5
+    stops = iter([1, 3, 4])
+    wanted = [next(stops)]
+    real = training._outputs
+
+    def outputs(session, **options):
+        class Stopper:
+            def iterated(self, session):
+                if session.progress.iteration == wanted[0]:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            def finished_epoch(self, session, row): ...
+
+            def close(self, session): ...
+
+        return [Stopper(), *real(session, **options)]
+
+    monkeypatch.setattr(training, "_outputs", outputs)
+    with pytest.raises(SystemExit) as stopped:
+        run(place, pipeline, output=place / f"stopped{workers}")
+    assert stopped.value.code == 143
+    folder = next((place / f"stopped{workers}" / "tiny").iterdir())
+    assert json.loads((folder / "status.json").read_text())["exit_code"] == 143
+    for wanted[0] in stops:
+        with pytest.raises(SystemExit):
+            run(place, None, resume=folder)
+    wanted[0] = -1
+    assert run(place, None, resume=folder) == folder
+    assert_equal_runs(reference, folder)
+
+
+def test_interrupted_during_validation_it_validates_when_resumed(reference, place, monkeypatch):
+    from medseg import engine_validation
+
+    real = engine_validation.Validator.measure
+    calls = []
+
+    def measure(self, *arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(engine_validation.Validator, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, tiny_pipeline(ema=0.9), output=place / "validating")
+    folder = next((place / "validating" / "tiny").iterdir())
+    assert state_of(folder)["progress"]["step"] == 3
+    run(place, None, resume=folder)
+    assert_equal_runs(reference, folder)
+
+
+def test_a_finished_run_is_not_resumed_but_can_be_extended(reference, place, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(reference, copy)
+    with pytest.raises(UsageError, match="nothing to continue"):
+        run(place, None, resume=copy)
+    with pytest.raises(ConfigError, match="cannot be changed"):
+        run(place, None, resume=copy, overrides=["train.batch=4"])
+    run(place, None, resume=copy, overrides=["train.epochs=4"])
+    rows = state_of(copy)["progress"]["history"]
+    assert [row["iteration"] for row in rows] == [3, 6, 9, 12]
+    # the schedule spans the new budget: iteration 9 of 12 begins with 8/12 spent
+    assert rows[2]["lr"] == pytest.approx(0.01 * (1 - 8 / 12) ** 0.9)
+    notices = json.loads((copy / "provenance.json").read_text())["notices"]
+    assert any("schedule now spans the new budget" in notice for notice in notices)
+
+
+def test_nothing_to_resume_is_an_error(place, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no run here"):
+        run(place, None, resume=tmp_path / "empty")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "status.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint to continue from"):
+        run(place, None, resume=tmp_path / "begun")
+
+
+def test_a_damaged_last_checkpoint_costs_one_interval_and_is_told(reference, place, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(reference, copy)
+    raw = bytearray((copy / "last.pt").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (copy / "last.pt").write_bytes(raw)
+    run(place, None, resume=copy, overrides=["train.epochs=2"])
+    assert any("last.prev.pt" in notice for notice in json.loads((copy / "provenance.json").read_text())["notices"])
+    assert_equal_runs(reference, copy)
+
+
+def test_budget_in_iterations_ends_within_an_epoch(place):
+    folder = run(place, tiny_pipeline(iterations=4))
+    progress = state_of(folder)["progress"]
+    assert progress["iteration"] == 4
+    assert progress["finished"] == "budget"
+    assert [row["iteration"] for row in progress["history"]] == [3, 4]
+
+
+def test_budget_in_minutes_ends_and_fits_the_schedule(place):
+    folder = run(place, tiny_pipeline(minutes=0.02, schedule={"PolynomialLR": {"power": 1.0}}))
+    progress = state_of(folder)["progress"]
+    assert progress["finished"] == "budget"
+    assert progress["minutes"] >= 0.02
+    last = progress["history"][-1]
+    assert 0 <= last["lr"] < 0.01
+
+
+def test_accumulation_equals_the_larger_batch(place):
+    # without batch norm, dropout and augmentation the mean of two half batches' gradients is the whole batch's
+    network = {"UNet": {"channels": [4, 8], "padding": "same", "dropout": 0.0}}
+    plain = {"network": network, "augment": [], "epochs": 1, "schedule": "ConstantLR"}
+    loss = {"DistanceWeightedCELoss": {}}
+    optimizer = {"SGD": {"lr": 0.05, "momentum": 0.9}}
+    whole = run(place, tiny_pipeline(batch=2, iterations_per_epoch=2, loss=loss, optimizer=optimizer, **plain))
+    halves = run(
+        place, tiny_pipeline(batch=1, iterations_per_epoch=4, accumulate=2, loss=loss, optimizer=optimizer, **plain)
+    )
+    one, two = state_of(whole), state_of(halves)
+    for name, value in one["network_state"].items():
+        assert torch.allclose(value, two["network_state"][name], atol=1e-5), name
+
+
+def test_early_stopping_after_patience_validations(place):
+    folder = run(place, tiny_pipeline(epochs=30, patience=2, optimizer={"SGD": {"lr": 1e-9}}))
+    progress = state_of(folder)["progress"]
+    assert progress["finished"] == "patience"
+    assert progress["epoch"] == progress["best_epoch"] + 2 < 30
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_cases(place, tmp_path):
+    with pytest.raises(TrainingError, match="no number") as caught:
+        run(place, tiny_pipeline(optimizer={"SGD": {"lr": 1e30}}, epochs=20), output=tmp_path)
+    assert "c" in str(caught.value.case)
+    assert "--init" not in str(caught.value.fix)
+    folder = next((tmp_path / "tiny").iterdir())
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
+def test_fine_tuning_tells_what_was_loaded(reference, place):
+    wider = {"UNet": {"channels": [4, 8, 16], "padding": "same", "norm": "batch", "dropout": 0.1}}
+    folder = run(place, tiny_pipeline(epochs=1, network=wider), init=reference)
+    notices = json.loads((folder / "provenance.json").read_text())["notices"]
+    assert any("tensors loaded" in notice for notice in notices)
+    assert any("not loaded" in notice for notice in notices)
+    other = {"UNet": {"channels": [3, 6], "padding": "same", "norm": "instance"}}
+    with pytest.raises(CheckpointError, match="no weight"):
+        run(place, tiny_pipeline(network=other), init=reference)
+
+
+def test_an_unpadded_network_trains(place):
+    network = {"UNet": {"channels": [4, 8], "padding": "valid"}}
+    folder = run(place, tiny_pipeline(network=network, patch=[24, 24, 24], epochs=1))
+    assert math.isfinite(state_of(folder)["progress"]["history"][0]["loss"])
+
+
+def test_deep_supervision_and_recomputed_activations_train(place):
+    network = {"UNet": {"channels": [4, 8, 8], "padding": "same", "norm": "instance", "deep_supervision": 1}}
+    plain = run(place, tiny_pipeline(network=network, epochs=1))
+    again = run(place, tiny_pipeline(network=network, epochs=1, checkpoint_activations=True))
+    for name, value in state_of(plain)["network_state"].items():
+        assert torch.allclose(value, state_of(again)["network_state"][name], atol=1e-6), name
+
+
+def test_slices_of_volumes_train_a_network_in_two_dimensions(place):
+    folder = run(place, tiny_pipeline(patch=[8, 8], epochs=1))
+    assert load_model(folder).network.spatial_dims == 2
+    assert list((folder / "validation").glob("*.nii.gz"))
+
+
+def test_a_class_that_training_lacks_is_refused(tmp_path):
+    write_cases(tmp_path / "data")
+    for path in (tmp_path / "data" / "labels").iterdir():
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.uint8), image.affine), path)
+    with pytest.raises(LabelError, match="without a voxel") as caught:
+        train(tiny_pipeline(), data=tmp_path / "data", output=tmp_path / "runs", cache=tmp_path / "c", progress=False)
+    assert "core" in str(caught.value.found)
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_wrong_arguments_are_refused_before_data_are_opened(place, tmp_path):
+    with pytest.raises(UsageError, match="no such fold"):
+        run(place, tiny_pipeline(), fold=7)
+    with pytest.raises(UsageError, match="unknown device"):
+        train(tiny_pipeline(), data=place / "data", device="tpu", output=tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="cannot take this patch"):
+        run(place, tiny_pipeline(patch=[7, 8, 8]))
+
+
+def test_the_learning_rate_finder_suggests_a_rate_in_its_range(place):
+    found = find_learning_rate(tiny_pipeline(), data=place / "data", cache=place / "cache", device="cpu", steps=20)
+    assert 1e-6 <= found.suggested <= 1
+    assert found.optimizer == "AdamW"
+    rates = [rate for rate, _ in found.rows]
+    assert rates == sorted(rates)
+
+
+def start(place: Path, arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEDSEG_DATA": str(place / "data")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "medseg", "train", *arguments, "--device", "cpu", "--cache", str(place / "cache")],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill_and_resume(place: Path, output: Path, pipeline: Path, delay: float, resumes: int = 40) -> Path:
+    """Train in a process of its own, kill it again and again, until a session ends by itself."""
+    generator = random.Random(int(delay * 1e6))
+    process = start(place, [str(pipeline), "-o", str(output), "--no-report"])
+    for _ in range(resumes):
+        deadline = time.monotonic() + 60
+        while not list(output.glob("*/*/last.pt")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, delay))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        folder = next(path.parent for path in output.glob("*/*/last.pt"))
+        process = start(place, ["--resume", str(folder), "--no-report"])
+        time.sleep(3.0)  # imports
+    else:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return next(path.parent for path in output.glob("*/*/last.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_moments_it_ends_in_the_same_weights(place, tmp_path, workers):
+    plan = tiny_pipeline(epochs=20, iterations_per_epoch=10, save_minutes=0.002, workers=workers)
+    (tmp_path / "tiny.yaml").write_text(to_yaml(plan))
+    expected = run(place, plan, output=tmp_path / "whole")
+    for number in range(5):
+        folder = kill_and_resume(place, tmp_path / f"killed{number}", tmp_path / "tiny.yaml", delay=1.0 + number * 0.37)
+        assert_equal_runs(expected, folder)
+
+
+def test_a_second_signal_leaves_at_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    signals = Signals()
+    signals.handle(signal.SIGTERM)
+    assert (signals.received, left) == (15, [])
+    signals.handle(signal.SIGTERM)
+    assert left == [143]
+
+
+def test_checkpoints_stay_readable_by_the_store(reference):
+    state, notices = CheckpointStore(reference).load("last")
+    assert notices == []
+    assert state["progress"]["finished"] == "budget"
