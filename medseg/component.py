@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from medseg.component_table import KINDS, facts_for_monai, find_part, names
+from medseg.component_types import check_value, convert_value, readable_hint, short
 from medseg.errors import ConfigError, MedsegError, collect
 
 __all__ = [
@@ -24,6 +22,7 @@ __all__ = [
     "Component",
     "build_component",
     "check_component",
+    "find_protocol",
     "names",
     "nearest",
     "parse_component",
@@ -34,10 +33,6 @@ __all__ = [
 FACTS = frozenset(
     {"spatial_dims", "in_channels", "out_channels", "keys", "allow_missing_keys", "params", "source_key", "device"}
 )
-# how one argument may be written: scalars and (nested) lists of them
-_PLAIN = (int, float, bool, str, type(None))
-# what an argument takes whose annotation names arrays, tensors and the like alone
-_NUMBERS = float | list[float] | list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -74,10 +69,10 @@ def parse_component(value: Any) -> Component:
         name, arguments = next(iter(value.items()))
         if isinstance(name, str) and (arguments is None or isinstance(arguments, Mapping)):
             return Component(name, dict(arguments or {}))
-    raise ConfigError("not a component", expected="Name or {Name: {argument: value}}", found=_short(value))
+    raise ConfigError("not a component", expected="Name or {Name: {argument: value}}", found=short(value))
 
 
-def nearest(name: str, valid: typing.Iterable[str]) -> str | None:
+def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that looks most like `name`, or None when none is near.
 
     >>> nearest("channles", ["channels", "norm"])
@@ -112,13 +107,13 @@ def check_component(component: Component, kind: str) -> list[MedsegError]:
             error = _unknown(f"{component.name} has no argument `{name}`", name, open_names)
             error.field = name
             problems.append(error)
-        elif (wrong := _check_value(value, parameters[name], part)) is not None:
+        elif (wrong := check_value(value, parameters[name], part)) is not None:
             message = f"`{name}` of {component.name} has the wrong type or value"
-            problems.append(ConfigError(message, code="E114", field=name, expected=wrong, found=_short(value)))
+            problems.append(ConfigError(message, code="E114", field=name, expected=wrong, found=short(value)))
     for name, parameter in parameters.items():
         if name in open_names and name not in component.arguments and parameter.default is parameter.empty:
             message = f"{component.name} needs the argument `{name}`"
-            expected = _readable(parameter.annotation)
+            expected = readable_hint(parameter.annotation)
             problems.append(ConfigError(message, code="E115", field=None, expected=f"{name}: {expected}"))
     if kind == "metric" and not problems:
         try:
@@ -163,8 +158,20 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         # the signature fits, the part refuses the values
         raise ConfigError(
-            f"{component.name} refuses its arguments: {error}", code="E116", found=_short(component.plain())
+            f"{component.name} refuses its arguments: {error}", code="E116", found=short(component.plain())
         ) from error
+
+
+def find_protocol(name: str) -> Any:
+    """The official set of scores of this name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is told.
+    """
+    valid = names("protocol")
+    if name not in valid:
+        raise _unknown("unknown protocol", name, valid)
+    return find_part("protocol", name)
 
 
 def to_target(component: Component, kind: str, **facts: Any) -> dict[str, Any]:
@@ -185,7 +192,7 @@ def _arguments(component: Component, kind: str, part: Any, facts: Mapping[str, A
     arguments: dict[str, Any] = {n: v for n, v in facts.items() if n in parameters}
     if kind == "transform":
         arguments |= facts_for_monai(component.name)
-    return arguments | {n: _convert(v, parameters[n], part) for n, v in component.arguments.items()}
+    return arguments | {n: convert_value(v, parameters[n], part) for n, v in component.arguments.items()}
 
 
 def _parameters(part: Any) -> dict[str, inspect.Parameter]:
@@ -198,77 +205,6 @@ def _parameters(part: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in found.items() if p.kind in kinds}
 
 
-def _check_value(value: Any, parameter: inspect.Parameter, part: Any) -> str | None:
-    """None when the value fits the parameter's annotation, else what was expected."""
-    hint = _hint(parameter, part)
-    if hint is None:
-        return None
-    try:
-        _validate(hint, value)
-    except ValueError:
-        return _readable(parameter.annotation)
-    return None
-
-
-def _convert(value: Any, parameter: inspect.Parameter, part: Any) -> Any:
-    hint = _hint(parameter, part)
-    return value if hint is None else _validate(hint, value)
-
-
-def _validate(hint: Any, value: Any) -> Any:
-    from pydantic import ConfigDict, TypeAdapter
-
-    # strict JSON rules: no "3" for 3, no true for 1; but a list fits a tuple and 1 fits a float
-    adapter = TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
-    return adapter.validate_json(json.dumps(value))
-
-
-def _hint(parameter: inspect.Parameter, part: Any) -> Any:
-    """The annotation reduced to what YAML can express; None when nothing is known about it."""
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
-        return None
-    if isinstance(annotation, str):
-        function = part.__init__ if isinstance(part, type) else part
-        # typing evaluates the library's own annotation in the library's own namespace; no text of a user's gets here
-        holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
-        scope = getattr(inspect.unwrap(function), "__globals__", {})
-        try:
-            annotation = typing.get_type_hints(holder, globalns=scope)[parameter.name]
-        except (NameError, TypeError, AttributeError):
-            return None
-    if annotation is Any:
-        return None
-    if "Callable" in str(annotation):
-        return type(None)  # code cannot be written in YAML
-    plain = _plain_part(annotation)
-    return _NUMBERS if plain is None else plain
-
-
-def _plain_part(hint: Any) -> Any:
-    if hint in _PLAIN or hint is type(None):
-        return hint
-    origin, inside = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return hint
-    if origin in (typing.Union, types.UnionType):
-        kept = [part for part in map(_plain_part, inside) if part is not None]
-        if kept == [type(None)]:
-            return _NUMBERS | None
-        return typing.Union[tuple(kept)] if kept else None  # noqa: UP007  (built at run time)
-    if isinstance(origin, type) and inside:
-        if issubclass(origin, tuple):
-            parts = [p if p is Ellipsis else _plain_part(p) for p in inside]
-            return None if None in parts else tuple[tuple(parts)]  # pyright: ignore[reportInvalidTypeForm]
-        if issubclass(origin, Mapping):
-            parts = [_plain_part(p) for p in inside]
-            return None if None in parts else dict[parts[0], parts[1]]  # pyright: ignore[reportInvalidTypeForm]
-        if issubclass(origin, typing.Collection):
-            part = _plain_part(inside[0])
-            return None if part is None else list[part]
-    return None
-
-
 def _unknown(message: str, name: str, valid: list[str]) -> ConfigError:
     near = nearest(name, valid)
     return ConfigError(
@@ -278,15 +214,3 @@ def _unknown(message: str, name: str, valid: list[str]) -> ConfigError:
         found=name,
         fix=f"did you mean `{near}`?" if near else None,
     )
-
-
-def _readable(annotation: Any) -> str:
-    if annotation is inspect.Parameter.empty:
-        return "a value"
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return text.replace("typing.", "").replace("collections.abc.", "")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

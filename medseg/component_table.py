@@ -27,7 +27,11 @@ _NAMESPACES: dict[str, tuple[str, str]] = {
     "inferer": ("medseg.inference", "builtins:object"),
 }
 # kind -> a table that the part's own folder keeps
-_TABLES = {"network": "medseg.networks:NETWORKS", "metric": "medseg.metrics:METRICS"}
+_TABLES = {
+    "network": "medseg.networks:NETWORKS",
+    "metric": "medseg.metrics:METRICS",
+    "protocol": "medseg.metrics:PROTOCOLS",
+}
 _OPTIMIZERS = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
 _MONAI_INTENSITY = (
     "ClipIntensityPercentilesd",

@@ -249,6 +249,9 @@ def entry_of(plain: dict[str, Any]) -> dict[str, Any]:
     for key in ("labels", "encoding", "colours"):
         if isinstance(facts.get(key), dict):
             facts[key] = {int(index): value for index, value in facts[key].items()}
+    # one layout and one image pattern are written without brackets, as a person would
+    layouts = [_plain_layout(layout) for layout in facts["files"]]
+    facts["files"] = layouts[0] if len(layouts) == 1 else layouts
     return {plain["name"]: facts}
 
 
@@ -256,6 +259,14 @@ def resource_folder() -> Path:
     """The folder with medseg's own datasets.yaml and pipelines/: inside the wheel, or the repository's root."""
     packed = Path(__file__).parent / "resources"
     return packed if (packed / "datasets.yaml").is_file() else Path(__file__).parent.parent
+
+
+def _plain_layout(layout: dict[str, Any]) -> dict[str, Any]:
+    def plain(part: Any) -> Any:
+        images = part.get("image") if isinstance(part, dict) else None
+        return {**part, "image": images[0]} if images is not None and len(images) == 1 else part
+
+    return {key: plain(part) for key, part in layout.items()}
 
 
 def _pipeline_folders(folder: str | Path | None) -> list[Path]:

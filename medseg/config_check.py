@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.component import Component, build_component, check_component, parse_component
+from medseg.component import Component, build_component, check_component, find_protocol, parse_component
 from medseg.config import Pipeline, load_dataset
 from medseg.config_dataset import DatasetSpec
 from medseg.config_override import BUDGETS
@@ -106,10 +106,14 @@ def _spec(document: Document, found: list[MedsegError], root: str | Path | None)
     if not isinstance(name, str):
         return None
     try:
-        return load_dataset(name, root=root)
+        spec = load_dataset(name, root=root)
+        if spec.protocol is not None:
+            find_protocol(spec.protocol)
+        return spec
     except MedsegError as error:
         for problem in error.problems:
             problem.file = problem.file or str(document.place(("dataset",)))
+            problem.field = problem.field or "dataset"
         found.extend(error.problems)
         return None
 

@@ -435,6 +435,12 @@ def test_every_data_set_of_medseg_has_a_pipeline():
     assert set(config.dataset_names(file=config.resource_folder() / "datasets.yaml")) - served <= {"dsb2018"}
 
 
+def test_a_protocol_that_does_not_exist(folder):
+    change(folder, "  unit: px", "  unit: px\n  protocol: driver", "datasets.yaml")
+    (problem,) = problems_of(lambda: load_pipeline("tiny"))
+    assert (problem.fix, problem.field) == ("did you mean `drive`?", "dataset")
+
+
 def test_a_checkpoints_pipeline_is_checked_too():
     with pytest.raises(ConfigError) as caught:
         Pipeline.from_dict({"dataset": "x", "surprise": 1})
