@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from medseg.errors import GeometryError, LabelError, UsageError
@@ -46,7 +48,7 @@ def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Ten
 
     Raises:
         GeometryError: another shape than the logits'.
-        UsageError: not floating.
+        UsageError: not floating, negative, NaN or infinite.
     """
     if weight is None:
         return None
@@ -62,7 +64,18 @@ def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Ten
             expected=f"(B, *{tuple(spatial)})",
             found=_shape(weight),
         )
-    return weight.float()
+    weight = weight.float()
+    if weight.numel():
+        # one pass; a NaN is neither above nor below anything, so both bounds become NaN. On a GPU this waits for the step.
+        low, high = (float(bound) for bound in torch.stack(torch.aminmax(weight.detach())).tolist())
+        if not (low >= 0 and math.isfinite(high)):
+            raise UsageError(
+                "weights are finite and not negative",
+                field="weight",
+                found=f"smallest {low}, largest {high}",
+                fix="look at the weight map of the batch's cases; voxels to ignore have weight 0",
+            )
+    return weight
 
 
 def _shape(tensor: torch.Tensor) -> str:

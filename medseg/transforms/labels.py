@@ -38,25 +38,53 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if instances.dtype.kind not in "iu":
         raise LabelError("instances are integers", field="instances", found=instances.dtype)
     gap = np.zeros(instances.shape, bool)
-    values, numbered, sizes = np.unique(instances, return_inverse=True, return_counts=True)
+    if instances.size == 0:
+        return instances.copy(), gap
+    values, sizes, numbered = _numbered(instances)
     if np.count_nonzero(values) < 2:
         return instances.copy(), gap
-    numbered = numbered.reshape(instances.shape)
-    # rank 0 for background, then instances from small to large: the higher rank gives way
-    order = sorted(range(len(values)), key=lambda i: (values[i] != 0, sizes[i], values[i]))
-    rank = np.zeros(len(values), np.int64)
-    rank[order] = np.arange(len(values)) + (values[order[0]] != 0)
+    # instances from small to large: the higher rank gives way; background ranks highest here, it is in nobody's way
+    order = np.lexsort((values, sizes, values == 0))
+    rank = np.empty(len(values), np.int32)
+    rank[order] = np.arange(len(values), dtype=np.int32)
     ranked = rank[numbered]
-    lowest = ndimage.minimum_filter(np.where(ranked > 0, ranked, len(values) + 1), size=3, mode="nearest")
-    gap = (ranked > 0) & (lowest < ranked)
-    left = np.bincount(ranked[~gap], minlength=len(values) + 1)
-    for lost in np.flatnonzero((left == 0) & (np.bincount(ranked.ravel(), minlength=len(values) + 1) > 0)):
-        own = ranked == lost
+    lowest = ranked
+    for axis in range(instances.ndim):
+        lowest = _lowest_of_three(lowest, axis)
+    gap = (lowest < ranked) & (instances != 0)
+    if not gap.any():
+        return instances.copy(), gap
+    before, lost = np.bincount(ranked.ravel()), np.bincount(ranked[gap], minlength=len(values))
+    for gone in np.flatnonzero((before == lost) & (before > 0)):
+        own = ranked == gone
         gap[own] = False
-        gap |= ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own & (ranked > 0)
+        gap |= ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own & (instances != 0)
     parted = instances.copy()
     parted[gap] = 0
     return parted, gap
+
+
+def _numbered(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values present, voxels of each, and each voxel's index into them."""
+    highest = int(instances.max())
+    if instances.min() < 0 or highest > max(4 * instances.size, 2**16):
+        values, numbered, sizes = np.unique(instances, return_inverse=True, return_counts=True)
+        return values, sizes, numbered.reshape(instances.shape)
+    # counting is much faster than sorting, and numbers of instances are mostly small
+    counts = np.bincount(instances.ravel(), minlength=highest + 1)
+    values = np.flatnonzero(counts)
+    index = np.zeros(highest + 1, np.int32)
+    index[values] = np.arange(len(values), dtype=np.int32)
+    return values, counts[values], index[instances]
+
+
+def _lowest_of_three(values: np.ndarray, axis: int) -> np.ndarray:
+    """Of each voxel and its two neighbours along the axis."""
+    turned = np.moveaxis(values, axis, 0)
+    lowest = turned.copy()
+    np.minimum(lowest[1:], turned[:-1], out=lowest[1:])
+    np.minimum(lowest[:-1], turned[1:], out=lowest[:-1])
+    return np.moveaxis(lowest, 0, axis)
 
 
 class InstancesToLabeld(MapTransform):

@@ -1,0 +1,263 @@
+"""Distances to the nearest and the second nearest of many labelled objects, exact within a reach, axis by axis.
+
+The separable distance transform (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012) keeps, per voxel, the nearest
+object along the axes done so far. Keeping the two nearest *different* objects is enough to find the two nearest in the end:
+whatever column holds the second nearest, only the nearest of all can be nearer in that column. So the cost depends on the
+number of voxels and on the reach, and not on the number of objects.
+
+References: doi:10.1016/0031-3203(94)90133-3, doi:10.4086/toc.2012.v008a019.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["distance_to_other", "distance_to_two"]
+
+_BLOCK = 2**15  # voxels treated at a time: what one step reads and writes stays in the second-level cache
+_ROWS = 64  # ... of them along the axis of the window
+_FAR: dict[Any, Any] = {np.int16: np.int16(16000), np.float32: np.float32(1e30)}  # squared; may be added to once more
+
+def distance_to_two(labels: np.ndarray, spacing: Sequence[float], reach: float) -> np.ndarray:
+    """d1 + d2 of each background voxel: distances to the nearest and the second nearest object.
+
+    Args:
+        labels: integers (*spatial), 0 background, each other value one object.
+        spacing: size of a voxel per axis.
+        reach: distances up to here matter, in the unit of spacing.
+
+    Returns:
+        float32 of the same shape: exact where d1 + d2 <= reach; elsewhere the true value, a larger one, or infinity.
+        Infinite on the objects themselves.
+
+    >>> distance_to_two(np.array([[1, 0, 0, 2]]), (1, 1), 10.0)
+    array([[inf,  3.,  3., inf]], dtype=float32)
+    """
+    # d1 is at most half of the sum, d2 all of it
+    first, second = _two(labels, spacing, reach / 2, reach, ignore_zero=True)
+    first += second
+    return first
+
+
+def distance_to_other(labels: np.ndarray, spacing: Sequence[float], reach: float) -> np.ndarray:
+    """Distance of each voxel to the nearest voxel of another value, background counting as a value.
+
+    Arguments and result as `distance_to_two`; exact up to `reach`.
+
+    >>> distance_to_other(np.array([[0, 0, 3, 3]]), (1, 1), 10.0)
+    array([[2., 1., 1., 2.]], dtype=float32)
+    """
+    # a voxel's own value is nearest, at distance 0: the second nearest is the nearest other
+    return _two(labels, spacing, 0.0, reach, ignore_zero=False)[1]
+
+
+def _two(
+    labels: np.ndarray, spacing: Sequence[float], reach1: float, reach2: float, *, ignore_zero: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the nearest and second nearest value, exact up to reach1 and reach2."""
+    if labels.size and labels.max() >= 2**31:  # numbers too large for what follows; zero stays zero
+        present, numbered = np.unique(labels, return_inverse=True)
+        labels = numbered.reshape(labels.shape) + int(present[0] != 0)
+    window = [min(n - 1, math.floor(reach2 / s)) for n, s in zip(labels.shape, spacing, strict=True)]
+    # the scan costs the same for any reach, so the longest window goes there; the last step is cheaper than those between
+    order = sorted(range(labels.ndim), key=lambda axis: (window[axis], axis))
+    order = [*order[-2:-1], *order[:-2], order[-1]]
+    steps = [float(spacing[axis]) for axis in order]
+    # voxels that are cubes have whole squared distances: in 16 bits everything takes half the time
+    cubes = len(set(steps)) == 1
+    unit = steps[0] if cubes else 1.0
+    reach1, reach2, steps = reach1 / unit, reach2 / unit, [step / unit for step in steps]
+    small = cubes and labels.ndim * (reach2 + 1) ** 2 < _FAR[np.int16] and max(*labels.shape, labels.max()) < 2**15
+    turned = np.ascontiguousarray(np.transpose(labels, order)).astype(np.int16 if small else np.int32, copy=False)
+    nearest = _scan(turned, steps[-1], reach2, np.int16 if small else np.float32, ignore_zero)
+    for axis in range(1, labels.ndim - 1):
+        nearest = _merge(nearest, axis, steps[axis], reach2)
+    pair = nearest[::2] if labels.ndim == 1 else _finish(nearest, turned, steps[0], reach1, reach2, ignore_zero)
+    first, second = (np.transpose(_length(a, unit), np.argsort(order)) for a in pair)
+    return first, second
+
+
+def _length(squared: np.ndarray, unit: float) -> np.ndarray:
+    far = squared >= _FAR[squared.dtype.type]
+    length = np.sqrt(squared, dtype=np.float32)
+    if unit != 1.0:
+        length *= np.float32(unit)
+    length[far] = np.inf
+    return length
+
+
+def _scan(labels: np.ndarray, step: float, reach: float, number: Any, ignore_zero: bool) -> list[np.ndarray]:
+    """Along the last axis: [squared distance, value] of the nearest value and [.., ..] of the nearest other one."""
+    shape, n = labels.shape, labels.shape[-1]
+    lines = labels.reshape(-1, n)
+    out = [np.empty(lines.shape, number if i % 2 == 0 else labels.dtype) for i in range(4)]
+    # squares of the distances along a line; beyond reach, and nowhere (n), they are far
+    square = np.full(n + 1, _FAR[number], number)
+    within = min(n, math.floor(reach / step * (1 + 1e-6)) + 1)
+    square[:within] = (np.arange(within) * step) ** 2
+    # distance and value in one integer, so that one comparison orders both
+    bits, key = (16, np.int32) if labels.dtype == np.int16 else (32, np.int64)
+    value_bits = key((1 << bits) - 1)
+    thick = max(1, _BLOCK // n)
+    for start in range(0, len(lines), thick):
+        part = lines[start : start + thick].astype(key)
+        left, left2 = _from_left(part, bits, ignore_zero)
+        right, right2 = (a[:, ::-1] for a in _from_left(part[:, ::-1], bits, ignore_zero))
+        turn = right < left
+        near, far = np.minimum(left, right), np.maximum(left, right)
+        near2, far2 = np.where(turn, right2, left2), np.where(turn, left2, right2)
+        # second: the far side's nearest or, if that is the same value, its next; or the near side's next
+        second = np.minimum(near2, np.where(((near ^ far) & value_bits) == 0, far2, far))
+        for (distance, value), source in zip((out[:2], out[2:]), (near, second), strict=True):
+            distance[start : start + thick] = square[source >> bits]
+            value[start : start + thick] = source & value_bits
+    return [a.reshape(shape) for a in out]
+
+
+def _from_left(lines: np.ndarray, bits: int, ignore_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Per voxel, distance << bits | value of the nearest voxel at or left of it, and of the nearest of another value."""
+    n = lines.shape[1]
+    after = np.arange(1, n + 1, dtype=lines.dtype)  # positions from 1, so that 0 is nowhere
+    packed = after << bits | lines
+    if ignore_zero:
+        packed *= lines != 0
+    last = np.maximum.accumulate(packed, axis=1)
+    before = np.zeros_like(last)
+    before[:, 1:] = last[:, :-1]
+    # where a new value begins, the last voxel of the one before; it stays so until the next begins
+    begins = (((before ^ packed) << (8 * lines.itemsize - bits)) != 0) & (packed != 0)
+    other = np.maximum.accumulate(before * begins, axis=1)
+    return _measure(last, after, n, bits), _measure(other, after, n, bits)
+
+
+def _measure(packed: np.ndarray, after: np.ndarray, n: int, bits: int) -> np.ndarray:
+    # position << bits | value -> distance << bits | value
+    measured = packed + ((after << bits) - ((packed >> bits) << (bits + 1)))
+    np.copyto(measured, packed.dtype.type(n) << bits, where=packed == 0)
+    return measured
+
+
+def _sizes(n: int, step: float, reach: float, number: np.dtype) -> Iterator[tuple[int, Any]]:
+    """Offsets by growing size, and the square of their length."""
+    for size in range(1, min(n - 1, math.floor(reach / step * (1 + 1e-6))) + 1):
+        yield size, number.type((size * step) ** 2)
+
+
+def _overlap(rows: slice, offset: int, n: int) -> tuple[slice, slice]:
+    """Rows of the block whose neighbour at `offset` exists, counted from the block's start, and those neighbours' rows."""
+    low, high = max(rows.start, -offset), min(rows.stop, n - offset)
+    high = max(low, high)
+    return slice(low - rows.start, high - rows.start), slice(low + offset, high + offset)
+
+
+def _merge(nearest: list[np.ndarray], axis: int, step: float, reach: float) -> list[np.ndarray]:
+    """Bring one axis between into the two nearest values."""
+    moved = [np.moveaxis(a, axis, 0) for a in nearest]
+    n = moved[0].shape[0]
+    out = [np.empty(a.shape, a.dtype) for a in nearest]
+    for index in range(nearest[0].shape[0]):  # one slice of the first axis at a time stays small
+        take = (slice(None), index)
+        source = [np.ascontiguousarray(a[take]) for a in moved]
+        d1, v1, d2, v2 = (a.copy() for a in source)
+        if (source[0] < _FAR[d1.dtype.type]).any():
+            for size, length in _sizes(n, step, reach, d1.dtype):
+                for offset in (size, -size):
+                    mine, theirs = _overlap(slice(0, n), offset, n)
+                    state = (d1[mine], v1[mine], d2[mine], v2[mine])
+                    _insert(state, source[0][theirs] + length, source[1][theirs])
+                    _insert(state, source[2][theirs] + length, source[3][theirs])
+        for target, result in zip(out, (d1, v1, d2, v2), strict=True):
+            np.moveaxis(target, axis, 0)[take] = result
+    return out
+
+
+def _insert(state: tuple[np.ndarray, ...], distance: np.ndarray, value: np.ndarray) -> None:
+    """Let one more candidate per voxel into the two nearest of different values."""
+    d1, v1, d2, v2 = state
+    first = distance < d1
+    other = value != v1
+    # a nearer one of another value pushes the nearest to second place
+    push = first & other
+    second = other & ~first & (distance < d2)
+    np.copyto(d2, d1, where=push)
+    np.copyto(v2, v1, where=push)
+    np.copyto(d2, distance, where=second)
+    np.copyto(v2, value, where=second)
+    np.copyto(d1, distance, where=first)
+    np.copyto(v1, value, where=push)
+
+
+def _finish(
+    nearest: list[np.ndarray], labels: np.ndarray, step: float, reach1: float, reach2: float, ignore_zero: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first axis, last of all: squared distances. Of the second nearest no values are needed, only its distance.
+
+    Voxels of the objects themselves (where zero is no value) get a distance of far.
+    """
+    n = labels.shape[0]
+    c1, l1, c2, _ = (a.reshape(n, -1) for a in nearest)
+    far = _FAR[c1.dtype.type]
+    own = labels.reshape(n, -1)
+    first, second = np.full_like(c1, far), np.full_like(c1, far)
+    width = max(1, _BLOCK // min(n, _ROWS))
+    halo = math.floor(reach2 / step)
+    for left in range(0, c1.shape[1], width):
+        columns = slice(left, left + width)
+        # copies, because the rows of a block are then next to each other
+        d1, v1, d2 = (np.ascontiguousarray(a[:, columns]) for a in (c1, l1, c2))
+        for start in range(0, n, _ROWS):
+            rows = slice(start, min(start + _ROWS, n))
+            around = slice(max(0, start - halo), rows.stop + halo)
+            known = v1[around][d1[around] < far]
+            if known.size == 0 or (known.min() == known.max() and d2[around].min() >= far):
+                continue  # fewer than two values within reach
+            best, value = d1[rows].copy(), v1[rows].copy()
+            if ignore_zero:
+                best[own[rows, columns] != 0] = 0  # nothing is nearer: they do not keep the search going
+            for size, length in _sizes(n, step, reach1, best.dtype):
+                if length >= best.max():
+                    break
+                for offset in (size, -size):
+                    mine, theirs = _overlap(rows, offset, n)
+                    candidate = d1[theirs] + length
+                    nearer = candidate < best[mine]
+                    np.copyto(best[mine], candidate, where=nearer)
+                    np.copyto(value[mine], v1[theirs], where=nearer)
+            other = np.where(v1[rows] != value, d1[rows], d2[rows])
+            idle = best > reach1**2 * (1 + 1e-6)
+            if ignore_zero:
+                idle |= own[rows, columns] != 0
+            other[idle] = 0
+            _nearest_other(other, value, (d1, v1, d2), rows, step, reach2)
+            other[idle] = far
+            first[rows, columns], second[rows, columns] = best, other
+    return first.reshape(labels.shape), second.reshape(labels.shape)
+
+
+def _nearest_other(
+    other: np.ndarray, value: np.ndarray, lines: tuple[np.ndarray, ...], rows: slice, step: float, reach: float
+) -> None:
+    """Lower `other` to the squared distance of the nearest value that is not `value`, over the first axis's window."""
+    d1, v1, d2 = lines
+    n, whole = len(d1), value.dtype  # an integer as wide as the distances: floats not below 0 are ordered like their bits
+    b1, b2 = d1.view(whole), d2.view(whole)
+    room = np.empty_like(value)
+    for size, length in _sizes(n, step, reach, d1.dtype):
+        if length >= other.max():
+            break
+        for offset in (size, -size):
+            mine, theirs = _overlap(rows, offset, n)
+            # d2 where the nearest there is the value itself, else d1 (never larger): max(d1, d2 & mask), all bits set where
+            # the values are equal. numpy's `where` takes longer than these five together.
+            mask = np.bitwise_xor(v1[theirs], value[mine], out=room[mine])
+            np.minimum(mask, 1, out=mask)
+            np.subtract(mask, 1, out=mask)
+            np.bitwise_and(mask, b2[theirs], out=mask)
+            np.maximum(mask, b1[theirs], out=mask)
+            candidate = mask.view(d1.dtype)
+            np.add(candidate, length, out=candidate)
+            np.minimum(other[mine], candidate, out=other[mine])
