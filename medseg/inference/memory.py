@@ -17,8 +17,10 @@ from medseg.errors import UsageError
 __all__ = ["available_memory", "bytes_per_voxel", "parse_bytes", "peak_activation_bytes", "resident_bytes"]
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-# oneDNN and cuDNN keep reordered copies of a convolution's input and output besides the tensors that torch shows
-WORKSPACE = 1.3
+WORKSPACE = 1.25  # batch norm outputs, allocator's rounding, small buffers
+# oneDNN keeps a copy of a convolution's output besides the tensors that torch shows, channels rounded up to a block of 16
+# (measured on 2-D and 3-D networks of 4 to 128 channels: the estimate is within -5 and +35 % of what the process took)
+_BLOCK = 16
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -36,17 +38,26 @@ class _LiveBytes(TorchDispatchMode):
                 storage = value.untyped_storage()
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        beside = _workspace(result) if func.__name__.startswith(("conv", "slow_conv", "mkldnn_conv")) else 0
+        self.peak = max(self.peak, beside + sum(size for _, size in self._alive.values()))
         return result
+
+
+def _workspace(output: torch.Tensor) -> int:
+    channels = output.shape[1]
+    return output.nbytes // channels * -(-channels // _BLOCK) * _BLOCK
 
 
 def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> int:
     """Most bytes of activations alive at once in one inference pass over an input of `shape` (B, C, *spatial).
 
-    The pass runs on the meta device: nothing is computed and no memory is used. Weights are not counted.
+    Copies that convolutions keep while they run are counted, weights are not. The pass runs on the meta device: nothing
+    is computed and no memory is used.
 
-    >>> round(peak_activation_bytes(torch.nn.Conv2d(1, 8, 3, padding=1), (1, 1, 64, 64)) / 64**2 / 4)
-    9
+    >>> round(peak_activation_bytes(torch.nn.ReLU(), (1, 1, 64, 64)) / 64**2 / 4)
+    2
+    >>> round(peak_activation_bytes(torch.nn.Conv2d(1, 8, 3, padding=1), (1, 1, 64, 64)) / 64**2 / 4)  # 1 + 8 + 16
+    25
     """
     if isinstance(network, torch.nn.Module):
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -1,0 +1,87 @@
+"""Exact tiles and Gaussian tiles against MONAI's SlidingWindowInferer: same network, weights and machine, interleaved.
+
+    python benchmarks/tiling.py [exact] [gaussian]
+
+Claims: exact mode at least 3x faster than MONAI (roi 96^3, overlap 0.5, Gaussian) on 256x256x128 and within 1e-5 of one
+pass over the whole volume; Gaussian mode with equal windows not slower at 2 classes, at least 1.5x faster at 14.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import torch
+from monai.inferers import SlidingWindowInferer
+
+from medseg.inference import GaussianTileInferer, OverlapTileInferer
+from medseg.networks import UNet
+
+REPEATS = 3
+
+
+def build(classes: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = UNet(
+        spatial_dims=3, in_channels=1, out_channels=classes, channels=(8, 16, 32), padding="same", norm="batch"
+    )
+    return network.eval()
+
+
+def interleave(ours, peer, repeats: int = REPEATS) -> tuple[float, float, torch.Tensor, torch.Tensor]:
+    """Median seconds of both, run in turn, and their results."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    results = [torch.empty(0), torch.empty(0)]
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for number, run in enumerate((ours, peer)):
+                begin = time.perf_counter()
+                results[number] = run()
+                seconds[number].append(time.perf_counter() - begin)
+    return statistics.median(seconds[0]), statistics.median(seconds[1]), results[0], results[1]
+
+
+def exact() -> None:
+    network = build(2)
+    image = torch.randn((1, 1, 256, 256, 128), generator=torch.Generator().manual_seed(0))
+    peer = SlidingWindowInferer(roi_size=(96, 96, 96), sw_batch_size=1, overlap=0.5, mode="gaussian")
+    with torch.inference_mode():
+        whole = network(image)
+    for name, inferer in (("whole fits", OverlapTileInferer()), ("1.5 GB", OverlapTileInferer(max_ram="1.5GB"))):
+        plan = inferer.plan((256, 256, 128), network)
+        ours_s, peer_s, ours, theirs = interleave(lambda i=inferer: i(image, network), lambda: peer(image, network))
+        print(
+            f"| exact, 256x256x128, {name}: {len(plan.tiles)} tiles, redundancy {plan.redundancy:.2f} | "
+            f"{ours_s:.2f} s | {peer_s:.2f} s | {peer_s / ours_s:.2f}x | {float((ours - whole).abs().max()):.1e} | "
+            f"{float((theirs - whole).abs().max()):.1e} |"
+        )
+
+
+def gaussian() -> None:
+    size = (192, 192, 144)
+    image = torch.randn((1, 1, *size), generator=torch.Generator().manual_seed(0))
+    for classes in (2, 14):
+        network = build(classes)
+        ours_inferer = GaussianTileInferer(96, 0.5)
+        peer = SlidingWindowInferer(roi_size=(96, 96, 96), sw_batch_size=1, overlap=0.5, mode="gaussian")
+        ours_s, peer_s, ours, theirs = interleave(
+            lambda i=ours_inferer, n=network: i(image, n), lambda p=peer, n=network: p(image, n)
+        )
+        print(
+            f"| Gaussian, 192x192x144, {classes} classes | {ours_s:.2f} s | {peer_s:.2f} s | {peer_s / ours_s:.2f}x | "
+            f"difference to the peer {float((ours - theirs).abs().max()):.1e} | |"
+        )
+
+
+def main() -> None:
+    print("| what | ours | MONAI | ratio | ours - whole | MONAI - whole |\n|---|---|---|---|---|---|")
+    chosen = sys.argv[1:] or ["exact", "gaussian"]
+    if "exact" in chosen:
+        exact()
+    if "gaussian" in chosen:
+        gaussian()
+
+
+if __name__ == "__main__":
+    main()
