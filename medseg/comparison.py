@@ -15,7 +15,8 @@ from typing import Any
 
 from medseg.errors import DataError, MedsegError, UsageError, collect
 from medseg.files import write_json, write_text
-from medseg.tables import POOLED, ScoreRow, plain_number, quote_cell, read_cases, read_summary
+from medseg.tables import POOLED, ScoreRow, quote_cell, read_cases, read_summary
+from medseg.tables_text import plain_number
 
 __all__ = ["Comparison", "Difference", "compare"]
 

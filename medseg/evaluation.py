@@ -21,18 +21,8 @@ from medseg.evaluation_pool import count_workers, map_cases
 from medseg.evaluation_scoring import CaseScores, label_values, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, write_views
 from medseg.files import probe_writable, write_text
-from medseg.tables import (
-    SCHEMA,
-    ScoreRow,
-    latex_table,
-    markdown_table,
-    read_cases,
-    read_summary,
-    summarise_rows,
-    table_lines,
-    write_cases,
-    write_summary,
-)  # fmt: skip
+from medseg.tables import SCHEMA, ScoreRow, read_cases, read_summary, summarise_rows, write_cases, write_summary
+from medseg.tables_text import latex_table, markdown_table, table_lines  # fmt: skip
 
 __all__ = ["Evaluation", "evaluate", "pool_runs"]
 
@@ -141,7 +131,14 @@ def evaluate(
     summary = _summarise(plan, reading, rows, better, results, seed, [*plan.notes, *notes])
     summary["cases"]["resampled"] = resampled
     chosen, metric = choose_cases(rows, better)
-    summary["views"] = write_views(plan.output / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances)
+    attention = None
+    if plan.run is not None:
+        from medseg.evaluation_attention import AttentionMaps
+
+        attention = AttentionMaps(plan.run)
+    summary["views"] = write_views(
+        plan.output / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances, attention
+    )
     summary["seconds"] = round(time.time() - started, 1)
     return _write(plan.output, rows, summary, formats)
 

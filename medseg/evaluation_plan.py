@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.evaluation_attention import has_attention
 from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases
 from medseg.evaluation_scoring import Scoring
 
@@ -35,6 +36,7 @@ class Plan:
     dataset: str | None = None
     protocol: str | None = None
     notes: list[str] = field(default_factory=list)
+    run: Path | None = None  # whose network shows where it looks
 
 
 def make_plan(
@@ -150,7 +152,17 @@ def _plan_run(
     target = Path(output) if output is not None else folder / "validation"
     title = pipeline.title or f"{spec.title}"
     return Plan(
-        pairs, extra, reading, chosen, target, title, "validation cases of the run", spec.title, spec.name, protocol
+        pairs,
+        extra,
+        reading,
+        chosen,
+        target,
+        title,
+        "validation cases of the run",
+        spec.title,
+        spec.name,
+        protocol,
+        run=folder if has_attention(pipeline.network.name) else None,
     )
 
 

@@ -175,8 +175,8 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     ]
     counts = {} if probabilities is None else calibration_counts(probabilities, arrays.reference, reading, arrays.fov)
     return CaseScores(
-        pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores}, _volumes(arrays, reading, unit, scoring.regions),
-        counts,
+        pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores},
+        _volumes(arrays, reading, unit, scoring.regions), counts,
         arrays.reference.ndim, unit,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -49,8 +49,12 @@ def write_views(
     pairs: Sequence[Pair],
     reading: Reading,
     instances: bool,
+    attention: Callable[[Any], dict[str, np.ndarray]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write the pictures of the chosen cases; returns what summary.json says about them."""
+    """Write the pictures of the chosen cases; returns what summary.json says about them.
+
+    `attention` gives the attention maps of a data set's case, see `AttentionMaps`.
+    """
     remove_views(folder)
     by_case = {pair.case: pair for pair in pairs}
     entries = []
@@ -59,16 +63,16 @@ def write_views(
         arrays = read_arrays(pair, reading, instances=instances)
         own, objects = arrays.instances
         prediction = np.zeros_like(arrays.reference) if arrays.prediction is None else arrays.prediction
-        reference = (
-            np.where(arrays.reference == reading.ignore, 0, arrays.reference)
-            if reading.ignore is not None
-            else arrays.reference
-        )
+        reference = arrays.reference
+        if reading.ignore is not None:  # void voxels are neither right nor wrong
+            void = reference == reading.ignore
+            prediction, reference = (np.where(void, 0, array) for array in (prediction, reference))
         geometry = arrays.geometry
         view = make_view(
             case, prediction=prediction if own is None else own, reference=reference if objects is None else objects,
             image=_image(pair, reading, reference.shape), affine=geometry.affine if geometry.kind == "volume" else None,
             spacing=geometry.spacing, unit=geometry.unit, role=role, score=value, metric=metric,
+            maps=attention(pair.source) if attention is not None and pair.source is not None else None,
         )  # fmt: skip
         write_view(folder, view, number)
         entries.append({"case": case, "role": role, "metric": metric, "value": value})

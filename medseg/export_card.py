@@ -9,7 +9,8 @@ from typing import Any
 from medseg import __version__
 from medseg.errors import MedsegError
 from medseg.run import newest_run
-from medseg.tables import markdown_table, read_summary
+from medseg.tables import read_summary
+from medseg.tables_text import markdown_table
 
 __all__ = ["model_card"]
 

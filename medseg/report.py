@@ -161,7 +161,7 @@ def _pictures(scores: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     for number, view in enumerate(read_views(scores / "views")):
         size = " × ".join(f"{v:.3g}" for v in view.spacing)
         score = f"{view.metric} {view.score:.3f}. " if view.score is not None else ""
-        spacing = f"Pixel size {size} {view.unit}" if view.unit != "px" else ""
+        spacing = f"Drawn with voxels of {size} {view.unit}" if view.unit != "px" else ""
         text = score + ". ".join(part for part in (view.part[:1].upper() + view.part[1:], spacing) if part) + "."
         planes = draw_planes(view, labels)
         shown.append({"number": number, "role": view.role, "name": view.case, "text": text, "planes": planes})

@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from medseg.report_svg import Axis, Canvas
-from medseg.tables import ScoreRow, plain_number
+from medseg.tables import ScoreRow
+from medseg.tables_text import plain_number, signed_number
 
 __all__ = ["agreement_plot", "curve_plot", "reliability_plot", "strip_plot"]
 
@@ -136,7 +137,9 @@ def agreement_plot(points: Sequence[tuple[str, float, float]], unit: str) -> tup
     for key in ("low", "high"):
         if key in facts:
             canvas.line(left, y(facts[key]), right, y(facts[key]), "limit")
-            canvas.text(right, y(facts[key]) + (13 if key == "low" else -5), f"{facts[key]:+.3g}", "note", "end")
+            canvas.text(
+                right, y(facts[key]) + (13 if key == "low" else -5), signed_number(facts[key], unit), "note", "end"
+            )
     for case, p, r in points:
         canvas.mark(
             x((p + r) / 2), y(p - r), "scored", "dot", f"{case}: prediction {p:.4g} {unit}, reference {r:.4g} {unit}"

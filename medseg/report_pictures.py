@@ -20,7 +20,7 @@ __all__ = ["COLOURS", "ERROR_COLOURS", "Layer", "Plane", "draw_planes"]
 COLOURS = ("#35d3ff", "#ffd23f", "#ff7bd8", "#86f26a", "#ff9a4d", "#b9a1ff")  # per label, over grey images
 ERROR_COLOURS = {"agree": "#d8dee6", "missed": "#3b9cff", "too much": "#ff8a1f", "wrong label": "#ff4fc3"}
 SLICES = {"axial": 24, "coronal": 16, "sagittal": 16}
-SIDE = {2: 640, 3: 300}  # pixels of the longer side of a drawn slice
+SIDE = {2: 900, 3: 300}  # pixels of the longer side of a drawn slice
 # where the edges of a plane lie in the patient: left, right, top, bottom (radiological view)
 EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
 
@@ -148,7 +148,7 @@ def _label_strip(slices: list[np.ndarray]) -> str:
 
 
 def _error_strip(slices: list[np.ndarray]) -> str:
-    colours = [(*_rgb(colour), 60 if name == "agree" else 205) for name, colour in ERROR_COLOURS.items()]
+    colours = [(*_rgb(colour), 90 if name == "agree" else 255) for name, colour in ERROR_COLOURS.items()]
     return _png(slices, [(0, 0, 0, 0), *colours])
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from medseg.report_figures import agreement_plot, reliability_plot, strip_plot
 from medseg.report_words import GLOSSARY, plain_words
-from medseg.tables import POOLED, ScoreRow, main_metric, plain_number
+from medseg.tables import POOLED, ScoreRow, main_metric
+from medseg.tables_text import plain_number, signed_number
 
 __all__ = ["score_sections"]
 
@@ -190,12 +191,9 @@ def _agreement(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         figure, facts = agreement_plot(points, unit)
         size, way = plain_number(abs(facts["bias"]), unit), "larger" if facts["bias"] >= 0 else "smaller"
+        low, high = (signed_number(facts.get(key, 0.0), unit) for key in ("low", "high"))
         text = f"On average the prediction is {size} {unit} {way} than the reference"
-        text += (
-            f"; 95 % of differences are expected between {facts['low']:+.3g} and {facts['high']:+.3g} {unit}."
-            if "low" in facts
-            else "."
-        )
+        text += f"; 95 % of differences are expected between {low} and {high} {unit}." if "low" in facts else "."
         sections.append({"label": label, "figure": figure, "text": text})
     return sections
 

@@ -8,7 +8,7 @@ __all__ = ["GLOSSARY", "normal_name", "plain_words"]
 
 _WORDS = {
     "dice": "Overlap of prediction and reference: twice the shared part over the sum of both. 1 is perfect, 0 none.",
-    "iou": "Overlap, stricter than Dice: the shared part over the part covered by either. 1 is perfect.",
+    "io u": "Overlap, stricter than Dice: the shared part over the part covered by either. 1 is perfect.",
     "jaccard": "Overlap, stricter than Dice: the shared part over the part covered by either. 1 is perfect.",
     "sensitivity": "Share of the true structure that was found. 1 means that nothing was left out.",
     "recall": "Share of the true structure that was found. 1 means that nothing was left out.",
@@ -46,7 +46,7 @@ _WORDS = {
     "lesion recall": "Share of the real lesions that were found.",
     "lesion f1": "Balance of found lesions and false ones. 1 is perfect.",
     "count error": "Number of objects found minus the true number.",
-    "share error": "How far the share of one structure in another (tumour burden) is off.",
+    "share": "How far the share of one structure in another (tumour burden) is off.",
 }
 
 GLOSSARY = (

@@ -1,4 +1,4 @@
-"""Tables of scores: cases.csv and summary.json, read and written in one place, and as Markdown or LaTeX.
+"""Tables of scores: cases.csv and summary.json, read and written in one place.
 
 Evaluation writes these files, comparison and report read them: stages meet through files only. Schemas:
 docs/cases_csv.md.
@@ -24,15 +24,11 @@ __all__ = [
     "SCHEMA",
     "STATUSES",
     "ScoreRow",
-    "latex_table",
     "main_metric",
-    "markdown_table",
-    "plain_number",
     "quote_cell",
     "read_cases",
     "read_summary",
     "summarise_rows",
-    "table_lines",
     "write_cases",
     "write_summary",
 ]
@@ -221,80 +217,3 @@ def main_metric(names: Iterable[str]) -> str | None:
     """
     names = list(dict.fromkeys(names))
     return next((name for name in _MAIN if name in names), names[0] if names else None)
-
-
-def plain_number(value: float | None, unit: str = "") -> str:
-    """A score as people read it: ratios with three decimals, others with three or four digits.
-
-    >>> plain_number(0.91234), plain_number(12.3456, "mm"), plain_number(1234.6, "mL"), plain_number(None)
-    ('0.912', '12.3', '1235', '–')
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    if unit in ("", "1") and abs(value) < 10:
-        return f"{value:.3f}"
-    size = abs(value)
-    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
-
-
-def table_lines(scores: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the printed table: one line per label and metric."""
-    header = [
-        "Label",
-        "Score",
-        "Mean",
-        "95 % interval",
-        "SD",
-        "Median",
-        "Quartiles",
-        "Cases",
-        "Missed",
-        "False alarms",
-        "Both empty",
-    ]
-    lines = []
-    for s in scores:
-        unit = s["unit"]
-        name = f"{s['metric']} ({unit})" if unit else s["metric"]
-        if s["level"] == "pooled":
-            lines.append([s["label"], name, plain_number(s["mean"], unit), *["–"] * 8])
-            continue
-        lines.append([
-            s["label"], name, plain_number(s["mean"], unit),
-            f"{plain_number(s['low'], unit)} to {plain_number(s['high'], unit)}",
-            plain_number(s["sd"], unit), plain_number(s["median"], unit),
-            f"{plain_number(s['q1'], unit)} to {plain_number(s['q3'], unit)}",
-            str(s["n"]), str(s["missed"]), str(s["false_alarm"]), str(s["both_empty"]),
-        ])  # fmt: skip
-    return header, lines
-
-
-def markdown_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    """The scores as a Markdown table; names are escaped."""
-    header, lines = table_lines(scores)
-    rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *([_markdown(cell) for cell in line] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def latex_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    r"""The scores as a LaTeX tabular for the booktabs package; names are escaped."""
-    header, lines = table_lines(scores)
-    body = [r"\begin{tabular}{ll" + "r" * (len(header) - 2) + "}", r"\toprule"]
-    body.append(" & ".join(_latex(cell) for cell in header) + r" \\")
-    body.append(r"\midrule")
-    body += [" & ".join(_latex(cell) for cell in line) + r" \\" for line in lines]
-    return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _markdown(text: str) -> str:
-    text = " ".join(text.split())
-    return "".join("\\" + c if c in r"\`*_{}[]<>()#+!|" else c for c in text)
-
-
-def _latex(text: str) -> str:
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}", **{c: "\\" + c for c in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(c, c) for c in " ".join(text.split()))

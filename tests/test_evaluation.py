@@ -18,17 +18,8 @@ from medseg.evaluation_plan import parse_labels
 from medseg.evaluation_pool import count_workers
 from medseg.evaluation_scoring import calibration_counts
 from medseg.evaluation_views import choose_cases
-from medseg.tables import (
-    POOLED,
-    ScoreRow,
-    latex_table,
-    main_metric,
-    markdown_table,
-    read_cases,
-    read_summary,
-    summarise_rows,
-    write_cases,
-)
+from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
+from medseg.tables_text import latex_table, markdown_table
 
 AFFINE = np.diag([-1.0, -1.0, 2.5, 1.0])
 
@@ -407,3 +398,29 @@ def test_label_texts():
         with pytest.raises(UsageError):
             parse_labels(wrong)
     assert count_workers(8, 3) == 3
+
+
+def test_attention_maps_lie_on_the_image(tmp_path):
+    from types import SimpleNamespace
+
+    import torch
+
+    from medseg.evaluation_attention import AttentionMaps, _GatesAsOutput, _to_native, has_attention
+    from medseg.networks import AttentionUNet
+
+    assert has_attention("AttentionUNet")
+    assert not has_attention("UNet")
+    network = AttentionUNet(2, 1, 2, channels=(4, 8, 8)).eval()
+    image = torch.randn(1, 1, 16, 24)
+    with torch.inference_mode():
+        maps = _GatesAsOutput(network)(image)
+        _, wanted = network(image, return_attention=True)
+    assert maps.shape == (1, len(wanted), 16, 24)
+    assert maps.mean() == pytest.approx(float(np.mean([alpha.mean() for alpha in wanted])), abs=0.05)
+    # a grid of twice the spacing: the bright voxel lies where it did in mm
+    values = np.zeros((8, 8), np.float32)
+    values[3, 5] = 1
+    native = SimpleNamespace(shape=(16, 16), affine=np.eye(4))
+    moved = _to_native(values, np.diag([2.0, 2, 1, 1]), native)
+    assert np.unravel_index(moved.argmax(), moved.shape) == (6, 10)
+    assert AttentionMaps.__doc__

@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from monai.metrics.utils import get_code_to_measure_table
 
 
 @lru_cache(maxsize=64)
@@ -27,6 +26,8 @@ def surfel_areas(spacing: tuple[float, ...]) -> np.ndarray:
     >>> [float(table[code]) for code in (0b0000, 0b0101, 0b0011, 0b1111)]  # contour along the first axis, the second
     [0.0, 2.0, 3.0, 0.0]
     """
+    from monai.metrics.utils import get_code_to_measure_table  # seconds to import: not before it is needed
+
     table, _ = get_code_to_measure_table(tuple(spacing))
     areas = np.asarray(table, dtype=np.float64).reshape(-1).copy()
     areas.setflags(write=False)
