@@ -114,3 +114,11 @@ def test_bad_input_is_refused():
         match_instances(-PREDICTION, REFERENCE)
     with pytest.raises(UsageError):
         match_instances(PREDICTION)
+
+
+def test_more_pairs_go_before_better_pairs():
+    """Any overlap counts at 0: the middle prediction leaves the first object to the small one, and takes the second."""
+    reference = np.array([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 2, 2, 2, 2]])
+    prediction = np.array([[8, 8, 8, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 0, 0, 0]])
+    assert sorted(match_instances(prediction, reference, threshold=0.0).pairs.tolist()) == [[5, 2], [8, 1]]
+    assert match_instances(prediction, reference).pairs.tolist() == [[5, 1]]
