@@ -277,3 +277,23 @@ def test_sha256_and_required_files(tmp_path: Path) -> None:
     with pytest.raises(FormatError) as caught:
         files.require_file(tmp_path / "empty")
     assert caught.value.code == "E302"
+
+
+def test_the_content_is_synced_before_it_gets_its_name_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def syncing(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def replacing(old: object, new: object) -> None:
+        steps.append("rename")
+        replace(old, new)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    files.write_bytes(tmp_path / "a", b"x")
+    assert steps == ["file", "rename", "folder"]
