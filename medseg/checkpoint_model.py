@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from medseg.checkpoint_read import read_state
-from medseg.component import build_component
+from medseg.component import Component, build_component
 from medseg.config import DatasetSpec, Pipeline
 from medseg.errors import CheckpointError, ConfigError
 from medseg.package import MODEL_FILE, OnnxNetwork, read_package
 from medseg.run import newest_run
 
-__all__ = ["Model", "load_model", "model_from_state"]
+__all__ = ["Model", "load_model", "model_from_state", "with_threshold"]
 
 
 @dataclass
@@ -91,7 +91,8 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
         metadata["threshold"] = sum(known) / len(known) if len(known) == len(members) else None
         metadata["members"] = [member.metadata for member in members]
     networks = tuple(network for member in members for network in member.networks)
-    return Model(networks, first.pipeline, first.dataset, metadata).to(device)
+    pipeline = with_threshold(first.pipeline, metadata["threshold"])
+    return Model(networks, pipeline, first.dataset, metadata).to(device)
 
 
 def model_from_state(state: dict[str, Any], file: Path) -> Model:
@@ -119,6 +120,7 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
         text = "the weights are not those of its network"
         raise CheckpointError(text, code="E363", file=file, found=found) from error
     network.eval().requires_grad_(False)
+    pipeline = with_threshold(pipeline, state.get("threshold"))
     metadata = {
         **channels,
         "sources": [str(file)],
@@ -128,6 +130,21 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
         "versions": state.get("versions", {}),
     }
     return Model((network,), pipeline, dataset, metadata)
+
+
+def with_threshold(pipeline: Pipeline, threshold: float | None) -> Pipeline:
+    """The pipeline with the threshold that was chosen on validation cases, where its post-processing has one."""
+    if threshold is None:
+        return pipeline
+    steps = tuple(
+        Component(part.name, {**part.arguments, "value": threshold}) if _from_validation(part) else part
+        for part in pipeline.postprocess
+    )
+    return pipeline.model_copy(update={"postprocess": steps})
+
+
+def _from_validation(part: Component) -> bool:
+    return build_component(part, "postprocess").from_validation if part.name == "Threshold" else False
 
 
 def _find_file(path: Path) -> Path:

@@ -143,6 +143,7 @@ class TrainStep:
         clip: largest norm of the gradient, or None.
         ema: decay of the exponential moving average of the weights, or None.
         world: number of processes.
+        forward: called instead of the network in training (its compiled form).
     """
 
     def __init__(
@@ -155,8 +156,10 @@ class TrainStep:
         clip: float | None = None,
         ema: float | None = None,
         world: int = 1,
+        forward: Callable[..., Any] | None = None,
     ) -> None:
         self.network, self.criterion, self.optimizer, self.hardware = network, criterion, optimizer, hardware
+        self.forward = forward or network
         self.clip, self.decay, self.world = clip, ema, world
         self.bare: nn.Module = getattr(network, "module", network)
         self.average = copy.deepcopy(self.bare) if ema is not None else None
@@ -190,7 +193,7 @@ class TrainStep:
         waits = contextlib.nullcontext() if update or self.world == 1 else self.network.no_sync()  # pyright: ignore
         with waits:
             with _autocast(self.hardware):
-                logits = self.network(images)
+                logits = self.forward(images)
             loss = supervised_loss(self.criterion, logits, batch.tensors["label"], batch.tensors.get("weight"))
             # DistributedDataParallel takes the mean over processes; the shares may be unequal in an epoch's last batch
             scaled = loss * (batch.share * self.world / divide)

@@ -52,7 +52,7 @@ class Validator:
 
     def __init__(self, pipeline: Pipeline, spec: DatasetSpec, stored: Mapping[str, Any], hardware: Hardware) -> None:
         self.pipeline, self.spec, self.stored, self.hardware = pipeline, spec, dict(stored), hardware
-        self.postprocess = [build_component(part, "postprocess") for part in pipeline.postprocess]
+        self.use(pipeline)
         chosen = [part for part in pipeline.metrics if part.name == pipeline.best]
         self.best = chosen[:1]
         wanted = [*self.best, *([] if pipeline.best == "Dice" else [Component("Dice")])]
@@ -63,6 +63,10 @@ class Validator:
         # lower is better for distances
         self.sign = -1.0 if self.metric.better == "lower" else 1.0
         self.labels = dict(spec.labels)
+
+    def use(self, pipeline: Pipeline) -> None:
+        """Take the post-processing of `pipeline` (the same, with a threshold that is known by now)."""
+        self.postprocess = [build_component(part, "postprocess") for part in pipeline.postprocess]
 
     def choose(self, count: int | None) -> list[str]:
         """`count` of the cases, evenly spread over the sorted ids; all when None."""
@@ -78,7 +82,6 @@ class Validator:
         cases: Sequence[str] | None = None,
         group: Group | None = None,
         check_stop: Callable[[], None] = lambda: None,
-        threshold: float | None = None,
     ) -> Validation:
         """Predict and score.
 
@@ -87,7 +90,6 @@ class Validator:
             cases: ids; all when None.
             group: the processes that share the work; every one of them gets the result.
             check_stop: called between cases; may raise.
-            threshold: see `predict_case`.
         """
         group = group or Group()
         names = list(cases if cases is not None else self.stored)
@@ -98,7 +100,7 @@ class Validator:
         results, picture = [], None
         for name in mine:
             check_stop()
-            label, probabilities = self.predict(network, name, threshold=threshold)
+            label, probabilities = self.predict(network, name)
             results.append(self.measure(name, label, probabilities))
             if picture is None:
                 picture = self._picture(name, label)
@@ -124,7 +126,6 @@ class Validator:
         network: nn.Module,
         name: str,
         *,
-        threshold: float | None = None,
         probabilities: bool = False,
         exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -133,7 +134,6 @@ class Validator:
         Args:
             network: the network.
             name: id of a stored case.
-            threshold: see `predict_case`.
             probabilities: return them in any case.
             exact: in the number type of `medseg predict` (fp32 unless the pipeline says otherwise), not of training.
         """
@@ -154,7 +154,6 @@ class Validator:
                     native=stored.native,
                     mask=stored.read("fov") if "fov" in stored.arrays else None,
                     postprocess=self.postprocess,
-                    threshold=threshold,
                     device=self.hardware.device,
                     **options,
                 )

@@ -32,6 +32,7 @@ from medseg.training_memory import memory_error
 from medseg.training_plan import Plan, plan_new, plan_resume
 from medseg.training_rate import LearningRates, find_learning_rate
 from medseg.training_setup import Prepared, build_step, prepare
+from medseg.training_threshold import choose_threshold
 from medseg.training_weights import load_weights
 
 __all__ = ["LearningRates", "find_learning_rate", "train"]
@@ -206,6 +207,8 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
             raise Stopped(signals.received)
 
     load_best(session)
+    if (threshold := choose_threshold(session)) is not None:
+        show(f"threshold chosen on the validation cases: {threshold:g}")
     count, best = len(session.validator.stored), session.progress.best_epoch
     show(f"predicting {count} validation cases with the weights of epoch {best}")
     predict_validation(session, prepared.cases, check_stop=check_stop)

@@ -36,7 +36,7 @@ def predict_validation(
     names = session.validator.choose(None)
     for name in names[session.group.rank :: session.group.world]:
         check_stop()
-        label, _ = session.validator.predict(session.step.validated, name, threshold=session.threshold, exact=True)
+        label, _ = session.validator.predict(session.step.validated, name, exact=True)
         case = cases[name]
         like = _like(case, session.spec.affine, session.validator.stored[name].native, session.spec.in_channels)
         write_label(folder / output_name(case), label, like, description="medseg validation")

@@ -18,6 +18,7 @@ from medseg.config import DatasetSpec, Pipeline
 from medseg.data import Case, check_leaks, find_cases, make_split
 from medseg.distributed import Group, wrap_network
 from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin, recompute_activations
+from medseg.engine_compile import choose_compiled
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, memory_format
 from medseg.patches import PatchReader
@@ -145,6 +146,9 @@ def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
     network = network.to(hardware.device, memory_format=memory_format(len(train.patch)))  # pyright: ignore[reportCallIssue]
     wrapped, more = wrap_network(network, group, hardware.device)
     notices += more
+    shape = (-(-train.batch // group.world), prepared.channels["in_channels"], *train.patch)
+    forward, more = choose_compiled(wrapped, train.compile, shape, hardware)
+    notices += more
     step = TrainStep(
         wrapped,
         build_component(pipeline.loss, "loss", spatial_dims=len(train.patch), **prepared.channels),
@@ -153,6 +157,7 @@ def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
         clip=train.clip,
         ema=train.ema,
         world=group.world,
+        forward=forward,
     )
     return step, notices
 

@@ -22,9 +22,11 @@ from tiny import tiny_pipeline, write_cases
 from medseg import training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
 from medseg.config import to_yaml
+from medseg.data import find_cases, load_sample
 from medseg.errors import CheckpointError, ConfigError, LabelError, TrainingError, UsageError
 from medseg.handlers_signals import Signals
 from medseg.training import find_learning_rate, train
+from medseg.training_threshold import CANDIDATES
 
 TESTS = Path(__file__).parent
 
@@ -281,6 +283,43 @@ def test_slices_of_volumes_train_a_network_in_two_dimensions(place):
     folder = run(place, tiny_pipeline(patch=[8, 8], epochs=1))
     assert load_model(folder).network.spatial_dims == 2
     assert list((folder / "validation").glob("*.nii.gz"))
+
+
+def test_a_threshold_is_chosen_on_validation_cases_and_used_in_prediction(place):
+    pipeline = tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}], epochs=3)
+    folder = run(place, pipeline)
+    model = load_model(folder)
+    assert model.threshold in CANDIDATES
+    assert model.pipeline.postprocess[0].arguments == {"value": model.threshold}
+    assert read_state(folder / "last.pt")["threshold"] is None
+    # the definition: no other candidate gives a better mean Dice on the validation cases
+    spec, split = model.dataset, json.loads((folder / "split.json").read_text())
+    cases = {case.id: case for case in find_cases(spec, place / "data")}
+    dice = dict.fromkeys(CANDIDATES, 0.0)
+    for name in split["validation"]:
+        sample = load_sample(cases[name], spec)
+        image = (sample["image"] - sample["image"].mean()) / sample["image"].std(correction=0)
+        with torch.inference_mode():
+            shares = model.network(image.as_tensor()[None].float()).softmax(1)[0, 1].numpy()
+        reference = np.asarray(sample["label"])[0] == 1
+        for value in CANDIDATES:
+            found = shares > value
+            dice[value] += 2 * (found & reference).sum() / max(1, found.sum() + reference.sum())
+        written = np.asarray(nibabel.load(folder / "validation" / f"{name}.nii.gz").dataobj)
+        assert (written == (shares > model.threshold)).mean() > 0.999
+    assert dice[model.threshold] == pytest.approx(max(dice.values()), abs=1e-3)
+
+
+def test_compiling_on_request_equals_the_plain_network(place):
+    whole = run(place, tiny_pipeline(epochs=1, compile="auto"))
+    assert_equal_runs(whole, run(place, tiny_pipeline(epochs=1)))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike(place):
+    plain = state_of(run(place, tiny_pipeline(epochs=1)))["progress"]["history"][0]["loss"]
+    compiled = state_of(run(place, tiny_pipeline(epochs=1, compile=True)))["progress"]["history"][0]["loss"]
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path):

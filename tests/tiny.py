@@ -20,6 +20,17 @@ tiny:
   unit: mm
   files:
     training: {image: "images/{id}.nii.gz", label: "labels/{id}.nii.gz"}
+
+balls:
+  title: balls in noise, without their cores
+  modality: none
+  dims: 3
+  channels: [image]
+  labels: {0: background, 1: ball}
+  encoding: {1: 1, 2: 1}
+  unit: mm
+  files:
+    training: {image: "images/{id}.nii.gz", label: "labels/{id}.nii.gz"}
 """
 
 
