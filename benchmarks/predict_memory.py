@@ -110,8 +110,8 @@ def main() -> None:
             for classes in options.classes:
                 for mode in options.modes:
                     ram = options.ram[0] if classes <= 3 else options.ram[1 if mode == "exact" else 2]
-                    command = [sys.executable, "-W", "ignore", __file__, "--one", mode, str(classes), str(path), f"{folder}/out",
-                               str(ram)]  # fmt: skip
+                    case = [mode, str(classes), str(path), f"{folder}/out", str(ram)]
+                    command = [sys.executable, "-W", "ignore", __file__, "--one", *case]
                     ended = subprocess.run(command, capture_output=True, text=True, check=False)
                     if ended.returncode:
                         print(f"| {mode} | {classes} | {slices} | {ram} GB | failed: {ended.stderr.strip()[-300:]} | |")

@@ -18,8 +18,8 @@ __all__ = ["available_memory", "bytes_per_voxel", "parse_bytes", "peak_activatio
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 WORKSPACE = 1.25  # batch norm outputs, allocator's rounding, small buffers
-# oneDNN keeps a copy of a convolution's output besides the tensors that torch shows, channels rounded up to a block of 16
-# (measured on 2-D and 3-D networks of 4 to 128 channels: the estimate is within -5 and +35 % of what the process took)
+# oneDNN keeps a copy of a convolution's output besides the tensors that torch shows, channels rounded up to a block of
+# 16. Measured on 2-D and 3-D networks of 4 to 128 channels: the estimate is between 5 % below and 35 % above.
 _BLOCK = 16
 
 
