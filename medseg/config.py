@@ -90,8 +90,12 @@ class TrainConfig(Strict):
 
 
 class Pipeline(Strict):
-    """One experiment: the choices of one file in pipelines/, read top to bottom."""
+    """One experiment: the choices of one file in pipelines/, read top to bottom.
 
+    `name` is the file's name and `title` its first comment line; neither is a key that has to be written.
+    """
+
+    name: str = ""
     title: str = ""
     dataset: str
     preprocess: Parts = ()
@@ -162,9 +166,8 @@ def load_pipeline(
         problems = check_pipeline(document, pipeline, problems, root=root)
     if problems or pipeline is None:
         raise collect(problems)
-    return (
-        pipeline if pipeline.title else pipeline.model_copy(update={"title": document.head[0] if document.head else ""})
-    )
+    title = pipeline.title or next(iter(document.head), "")
+    return pipeline.model_copy(update={"name": path.stem, "title": title})
 
 
 def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path | None = None) -> DatasetSpec:
@@ -238,7 +241,7 @@ def to_yaml(model: Pipeline | DatasetSpec) -> str:
     """A pipeline or a data set's facts as YAML that reads back equal; keys that hold their default are left out."""
     plain = model.model_dump(mode="json", exclude_defaults=True)
     if isinstance(model, Pipeline):
-        title = plain.pop("title", "")
+        title, _ = plain.pop("title", ""), plain.pop("name", "")
         return f"# {' '.join(title.split())}\n{write_yaml(plain)}" if title else write_yaml(plain)
     return write_yaml(entry_of(plain))
 

@@ -211,7 +211,9 @@ def test_round_trips(folder):
     assert Pipeline.from_dict(pipeline.to_dict()) == pipeline
     assert pickle.loads(pickle.dumps(pipeline)) == pipeline
     (folder / "again.yaml").write_text(config.to_yaml(pipeline), encoding="utf-8")
-    assert load_pipeline("again.yaml", check=False) == pipeline
+    again = load_pipeline("again.yaml", check=False)
+    assert (pipeline.name, again.name) == ("tiny", "again")
+    assert again.model_copy(update={"name": "tiny"}) == pipeline
 
 
 @pytest.mark.parametrize(
