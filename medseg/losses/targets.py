@@ -66,7 +66,8 @@ def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Ten
         )
     weight = weight.float()
     if weight.numel():
-        # one pass; a NaN is neither above nor below anything, so both bounds become NaN. On a GPU this waits for the step.
+        # one pass; a NaN is neither above nor below anything, so both bounds become NaN. On a GPU this waits for the
+        # step.
         low, high = (float(bound) for bound in torch.stack(torch.aminmax(weight.detach())).tolist())
         if not (low >= 0 and math.isfinite(high)):
             raise UsageError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from medseg.transforms.elastic import RandElasticDeformationd, elastic_displacement
-from medseg.transforms.labels import InstancesToLabeld, InteriorBorderLabeld, part_instances
+from medseg.transforms.intensity import RandIntensityd
+from medseg.transforms.labels import InstancesToLabeld, InteriorBorderLabeld, RemapLabelsd, part_instances
 from medseg.transforms.postprocess import (
     FillHoles,
     InstancesFromProbability,
@@ -21,6 +22,8 @@ __all__ = [
     "InteriorBorderLabeld",
     "KeepLargestComponent",
     "RandElasticDeformationd",
+    "RandIntensityd",
+    "RemapLabelsd",
     "RemoveSmallObjects",
     "Threshold",
     "boundary_weight_map",

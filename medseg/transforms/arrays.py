@@ -8,8 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
+from scipy import ndimage
 
-__all__ = ["like", "plain", "spacing_of"]
+__all__ = ["components", "like", "plain", "spacing_of"]
+
+
+def components(mask: np.ndarray, *, corners: bool = False) -> tuple[np.ndarray, int]:
+    """Connected components of a mask, numbered from 1 in memory order, and how many there are.
+
+    Args:
+        mask: bool (*spatial).
+        corners: voxels that share an edge or a corner are connected too, not only those that share a face.
+
+    >>> components(np.array([[True, False], [False, True]]), corners=True)[1]
+    1
+    """
+    structure = ndimage.generate_binary_structure(mask.ndim, mask.ndim if corners else 1)
+    numbers = np.empty(mask.shape, np.int32)
+    count = ndimage.label(mask, structure, output=numbers)
+    return numbers, int(count)  # pyright: ignore[reportArgumentType]  (with an output, the count alone is returned)
 
 
 def plain(array: Any) -> torch.Tensor:

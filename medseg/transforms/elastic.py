@@ -12,7 +12,7 @@ from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
-from medseg.errors import GeometryError, UsageError
+from medseg.errors import UsageError
 from medseg.transforms.arrays import like, plain, spacing_of
 from medseg.transforms.elastic_field import draw_field, elastic_displacement
 from medseg.transforms.warp import Warp, warp_sample
@@ -26,10 +26,10 @@ _FORMS = {"grid": None, "simard": "noise"}
 class RandElasticDeformationd(RandomizableTransform, MapTransform):
     """Elastic deformation of the U-Net paper, composed with rotation, scaling, shear and flips into one resampling.
 
-    All keys move together: those in `linear` by linear interpolation, the others (label, field of view, instances) by the
-    nearest voxel, so that no new label appears. Positions beyond the border are mirrored there. The position of output
-    voxel x in the input is `c + A (x + u(x) - c)`, with c the centre, u the displacement, A rotation, scaling, shear and
-    flips. The affine of a MetaTensor is kept: the patch keeps its place.
+    All keys move together: those in `linear` by linear interpolation, the others (label, field of view, instances) by
+    the nearest voxel, so that no new label appears. Positions beyond the border are mirrored there. The position of
+    output voxel x in the input is `c + A (x + u(x) - c)`, with c the centre, u the displacement, A rotation, scaling,
+    shear and flips. The affine of a MetaTensor is kept: the patch keeps its place.
 
     Voxels need not be cubes: rotation, scaling and shear act in the space that the affine's spacing spans, and
     displacements are isotropic there.
@@ -43,7 +43,8 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         rotate: largest angle in degrees, uniform in both directions; in 3-D one for all or one per axis of rotation.
         scale: [least, most] magnification, uniform in its logarithm, the same along all axes; None for none.
         shear: largest tangent of the angle of shear, uniform in both directions, for each pair of axes.
-        flip: True mirrors along every axis, a list along those axes (0 is the first spatial axis), each with `flip_prob`.
+        flip: True mirrors along every axis, a list along those axes (0 is the first spatial axis), each with
+            `flip_prob`.
         flip_prob: probability of each mirror.
         mode: "bspline" or "bicubic", see `elastic_displacement`.
         form: "grid" (the paper's) or "simard" (dense noise smoothed by a Gaussian, Simard 2003).
@@ -138,7 +139,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         self.warp = self.draw(first.shape[1:], generator, spacing_of(first))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Deform one sample of arrays (C, *spatial); tensors, MetaTensors and numpy arrays come back as what they were."""
+        """Deform one sample of arrays (C, *spatial); each array comes back as the kind (tensor, numpy) that it was."""
         self.randomize(data)
         return self.apply(data, self.warp) if self._do_transform and self.warp is not None else dict(data)
 
@@ -172,7 +173,9 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
             return sample
         key, first = next(iter(arrays.items()))
         if first.shape[0] != len(generators):
-            raise UsageError("one seed per sample is needed", field=str(key), expected=first.shape[0], found=len(generators))
+            raise UsageError(
+                "one seed per sample is needed", field=str(key), expected=first.shape[0], found=len(generators)
+            )
         if spacing is None and isinstance(sample[key], MetaTensor):
             spacing = spacing_of(sample[key], dims=first.ndim - 2)
         sources = [g if isinstance(g, torch.Generator) else torch.Generator().manual_seed(int(g)) for g in generators]
@@ -186,7 +189,9 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         angles = [self.rotate] * 3 if isinstance(self.rotate, int | float) else list(self.rotate)
         if dims == 3 and len(angles) != 3:
             raise UsageError("wrong angles", field="rotate", expected="one number or three", found=self.rotate)
-        numbers = torch.rand(4 + dims * dims, generator=generator, device=generator.device, dtype=torch.float64).numpy(force=True)
+        numbers = torch.rand(4 + dims * dims, generator=generator, device=generator.device, dtype=torch.float64).numpy(
+            force=True
+        )
         signed = 2 * numbers - 1
         if not (any(angles) or self.scale is not None or self.shear):
             return None
@@ -194,7 +199,12 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)] if dims == 3 else []
         for (i, j), angle, number in zip(planes, angles, signed[:3], strict=False):
             turn, radians = np.eye(dims), math.radians(angle) * number
-            turn[[i, i, j, j], [i, j, i, j]] = math.cos(radians), -math.sin(radians), math.sin(radians), math.cos(radians)
+            turn[[i, i, j, j], [i, j, i, j]] = (
+                math.cos(radians),
+                -math.sin(radians),
+                math.sin(radians),
+                math.cos(radians),
+            )
             matrix = matrix @ turn
         if self.shear:
             skew = self.shear * signed[4:].reshape(dims, dims)

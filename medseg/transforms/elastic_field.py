@@ -1,8 +1,8 @@
 """Smooth random displacement fields from a few random numbers: drawn once, evaluated by small matrix products.
 
-A field is `coefficients` (D, m_0, ..., m_{D-1}) times one matrix per axis (n_a, m_a): separable, so that every voxel costs a
-handful of multiplications. Drawing (random numbers, on the CPU) and evaluating (any device) are apart, so that the same
-seed gives the same field everywhere.
+A field is `coefficients` (D, m_0, ..., m_{D-1}) times one matrix per axis (n_a, m_a): separable, so that every voxel
+costs a handful of multiplications. Drawing (random numbers, on the CPU) and evaluating (any device) are apart, so
+that the same seed gives the same field everywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from medseg.errors import UsageError
 
 __all__ = ["Field", "draw_field", "elastic_displacement", "evaluate", "largest_sigma"]
 
-# The paper's setting (sigma 10, three points over 128 px) is the steepest that is used: sigma / distance of control points.
+# The paper's setting (sigma 10, three points over 128 px) is the steepest that is used: sigma / distance of control
+# points.
 STEEPEST = 10.0 / 63.5
 # ... and for the smoothed-noise form: sigma / smooth; the slope's sd is then 1/5, a fold is an event beyond 5 sd.
 STEEPEST_NOISE = math.sqrt(2) / 5
@@ -36,7 +37,8 @@ class Field:
 
     Attributes:
         shape: voxels of the patch per axis.
-        coefficients: float32 CPU tensor (D, m_0, ..., m_{D-1}), displacements in voxels; component a moves along axis a.
+        coefficients: float32 CPU tensor (D, m_0, ..., m_{D-1}), displacements in voxels; component a moves along axis
+            a.
         matrices: per axis a, float32 CPU tensor (n_a, m_a).
     """
 
@@ -60,15 +62,15 @@ def elastic_displacement(
     """Random smooth displacements, as in the U-Net paper: Gaussian vectors on a coarse grid, bicubic in between.
 
     `grid` points per axis span the patch, the first and last lie on its corner voxels. Each carries a vector whose
-    components are drawn from N(0, sigma^2); a cubic interpolates them at every voxel, passing through them. The deformed
-    image is `image(x + displacement(x))`.
+    components are drawn from N(0, sigma^2); a cubic interpolates them at every voxel, passing through them. The
+    deformed image is `image(x + displacement(x))`.
 
-    So that the deformation does not fold (its Jacobian's determinant stays positive), `sigma` is limited along axis a to
-    10/63.5 of the distance of neighbouring control points on that axis, which is the paper's setting on 128 px: a patch of
-    128 px or more keeps sigma 10, one of 64 px gets 4.96. A draw that folds all the same (2 % of them in 2-D, 12 % in 3-D, at
-    the limit; none below about half of it) is drawn again. At the limit this lowers the standard deviation at the control
-    points by 0.5 % (2-D) and 0.9 % (3-D), and nowhere else. Should 20 draws in a row fold (more than 3 points per axis),
-    the last is scaled down until it does not.
+    So that the deformation does not fold (its Jacobian's determinant stays positive), `sigma` is limited along axis a
+    to 10/63.5 of the distance of neighbouring control points on that axis, which is the paper's setting on 128 px: a
+    patch of 128 px or more keeps sigma 10, one of 64 px gets 4.96. A draw that folds all the same (2 % of them in
+    2-D, 12 % in 3-D, at the limit; none below about half of it) is drawn again. At the limit this lowers the standard
+    deviation at the control points by 0.5 % (2-D) and 0.9 % (3-D), and nowhere else. Should 20 draws in a row fold
+    (more than 3 points per axis), the last is scaled down until it does not.
 
     Args:
         shape: voxels per axis (D values; D = 1, 2 or 3); at least `grid` along each axis.
@@ -121,12 +123,14 @@ def draw_field(
 ) -> Field:
     """Draw the numbers of one field without evaluating it; arguments as `elastic_displacement`.
 
-    Mode "noise" is the form of Simard 2003: dense Gaussian noise smoothed by a Gaussian of `smooth` (unit of spacing), scaled
-    to standard deviation `sigma` at every voxel; its correlation is exp(-r^2 / (4 smooth^2)). The noise lies on a lattice of
-    smooth/1.5, because denser noise gives the same law to 1e-9. `fold_free` then limits sigma to 0.283 smooth.
+    Mode "noise" is the form of Simard 2003: dense Gaussian noise smoothed by a Gaussian of `smooth` (unit of
+    spacing), scaled to standard deviation `sigma` at every voxel; its correlation is exp(-r^2 / (4 smooth^2)). The
+    noise lies on a lattice of smooth/1.5, because denser noise gives the same law to 1e-9. `fold_free` then limits
+    sigma to 0.283 smooth.
 
     References:
-        Simard, Steinkraus, Platt: Best practices for convolutional neural networks, ICDAR 2003, doi:10.1109/ICDAR.2003.1227801.
+        Simard, Steinkraus, Platt: Best practices for convolutional neural networks, ICDAR 2003,
+            doi:10.1109/ICDAR.2003.1227801.
     """
     size, points, step = _checked(shape, grid, spacing, sigma, mode, smooth)
     if mode == "noise":
@@ -187,7 +191,8 @@ def _folds(control: torch.Tensor, size: tuple[int, ...], points: tuple[int, ...]
     lattice = [_spline_matrix((g - 1) * _CHECKS + 1, g, mode) for g in points]
     field = (control / distance)[None]
     columns = [
-        evaluate(field, [slope if a == b else value for a, (value, slope) in enumerate(lattice)])[0] for b in range(dims)
+        evaluate(field, [slope if a == b else value for a, (value, slope) in enumerate(lattice)])[0]
+        for b in range(dims)
     ]
     jacobian = torch.stack(columns, dim=1).movedim((0, 1), (-2, -1)) + torch.eye(dims)
     return bool(_determinant(jacobian).min() < _LEAST_JACOBIAN)
@@ -244,15 +249,24 @@ def _noise_matrix(n: int, smooth: float) -> torch.Tensor:
 
 
 def _checked(
-    shape: Sequence[int], grid: int | Sequence[int], spacing: Sequence[float] | None, sigma: float, mode: str, smooth: float
+    shape: Sequence[int],
+    grid: int | Sequence[int],
+    spacing: Sequence[float] | None,
+    sigma: float,
+    mode: str,
+    smooth: float,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
     size = tuple(int(n) for n in shape)
     dims = len(size)
     if dims not in (1, 2, 3) or any(n < 2 for n in size):
-        raise UsageError("no field on this shape", field="shape", expected="1 to 3 axes of 2 or more voxels", found=tuple(shape))
+        raise UsageError(
+            "no field on this shape", field="shape", expected="1 to 3 axes of 2 or more voxels", found=tuple(shape)
+        )
     points = (int(grid),) * dims if isinstance(grid, int) else tuple(int(g) for g in grid)
     if len(points) != dims or any(g < 2 for g in points):
-        raise UsageError("wrong control grid", field="grid", expected=f"2 or more points, one number or {dims}", found=grid)
+        raise UsageError(
+            "wrong control grid", field="grid", expected=f"2 or more points, one number or {dims}", found=grid
+        )
     if mode != "noise" and any(n < g for n, g in zip(size, points, strict=True)):
         raise UsageError(
             "the patch is smaller than the control grid", field="grid", expected=f"at most {size}", found=points,

@@ -14,7 +14,7 @@ from scipy import ndimage
 from medseg.errors import LabelError, UsageError
 from medseg.transforms.arrays import like, plain
 
-__all__ = ["InstancesToLabeld", "InteriorBorderLabeld", "part_instances"]
+__all__ = ["InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd", "part_instances"]
 
 
 def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,4 +181,41 @@ class InteriorBorderLabeld(MapTransform):
             label[wide][own] = 2
             label[wide][interior] = 1
         sample[label_key] = like(torch.from_numpy(label[None]), sample[instance_key])
+        return sample
+
+
+class RemapLabelsd(MapTransform):
+    """Give label values new meanings: several structures merged into one, some dropped.
+
+    Args:
+        mapping: old value -> new value, both from 0 to 255; values that are not named stay as they are.
+        keys: keys of the labels.
+        allow_missing_keys: whether keys may be missing (in prediction there is no label).
+
+    Raises:
+        UsageError: values out of range. LabelError: a label that does not hold whole numbers from 0 to 255.
+
+    >>> RemapLabelsd({2: 1, 3: 0})({"label": torch.tensor([[0, 1, 2, 3]])})["label"]
+    tensor([[0, 1, 1, 0]], dtype=torch.uint8)
+    """
+
+    def __init__(
+        self, mapping: Mapping[int, int], keys: KeysCollection = ("label",), allow_missing_keys: bool = True
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        pairs = {int(old): int(new) for old, new in mapping.items()}
+        if not pairs or not all(0 <= value <= 255 for pair in pairs.items() for value in pair):
+            raise UsageError("label values are from 0 to 255", field="mapping", found=dict(mapping))
+        self.table = np.arange(256, dtype=np.uint8)
+        self.table[list(pairs)] = list(pairs.values())
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The sample with its labels renamed, as uint8."""
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            label = plain(sample[key]).numpy()
+            whole = label.astype(np.int64)
+            if label.size and (not np.array_equal(whole, label) or whole.min() < 0 or whole.max() > 255):
+                raise LabelError("labels are whole numbers from 0 to 255", field=str(key), found=label.dtype)
+            sample[key] = like(torch.from_numpy(self.table[whole]), sample[key])
         return sample

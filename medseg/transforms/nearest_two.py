@@ -1,9 +1,9 @@
 """Distances to the nearest and the second nearest of many labelled objects, exact within a reach, axis by axis.
 
-The separable distance transform (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012) keeps, per voxel, the nearest
-object along the axes done so far. Keeping the two nearest *different* objects is enough to find the two nearest in the end:
-whatever column holds the second nearest, only the nearest of all can be nearer in that column. So the cost depends on the
-number of voxels and on the reach, and not on the number of objects.
+The separable distance transform (Saito and Toriwaki 1994; Felzenszwalb and Huttenlocher 2012) keeps, per voxel, the
+nearest object along the axes done so far. Keeping the two nearest *different* objects is enough to find the two
+nearest in the end: whatever column holds the second nearest, only the nearest of all can be nearer in that column. So
+the cost depends on the number of voxels and on the reach, and not on the number of objects.
 
 References: doi:10.1016/0031-3203(94)90133-3, doi:10.4086/toc.2012.v008a019.
 """
@@ -21,6 +21,7 @@ __all__ = ["distance_to_other", "distance_to_two"]
 _BLOCK = 2**15  # voxels treated at a time: what one step reads and writes stays in the second-level cache
 _ROWS = 64  # ... of them along the axis of the window
 _FAR: dict[Any, Any] = {np.int16: np.int16(16000), np.float32: np.float32(1e30)}  # squared; may be added to once more
+
 
 def distance_to_two(labels: np.ndarray, spacing: Sequence[float], reach: float) -> np.ndarray:
     """d1 + d2 of each background voxel: distances to the nearest and the second nearest object.
@@ -63,7 +64,8 @@ def _two(
         present, numbered = np.unique(labels, return_inverse=True)
         labels = numbered.reshape(labels.shape) + int(present[0] != 0)
     window = [min(n - 1, math.floor(reach2 / s)) for n, s in zip(labels.shape, spacing, strict=True)]
-    # the scan costs the same for any reach, so the longest window goes there; the last step is cheaper than those between
+    # the scan costs the same for any reach, so the longest window goes there; the last step is cheaper than those
+    # between
     order = sorted(range(labels.ndim), key=lambda axis: (window[axis], axis))
     order = [*order[-2:-1], *order[:-2], order[-1]]
     steps = [float(spacing[axis]) for axis in order]
@@ -119,7 +121,7 @@ def _scan(labels: np.ndarray, step: float, reach: float, number: Any, ignore_zer
 
 
 def _from_left(lines: np.ndarray, bits: int, ignore_zero: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Per voxel, distance << bits | value of the nearest voxel at or left of it, and of the nearest of another value."""
+    """Per voxel, distance << bits | value of the nearest voxel at or left of it, and of the nearest other value."""
     n = lines.shape[1]
     after = np.arange(1, n + 1, dtype=lines.dtype)  # positions from 1, so that 0 is nowhere
     packed = after << bits | lines
@@ -148,7 +150,7 @@ def _sizes(n: int, step: float, reach: float, number: np.dtype) -> Iterator[tupl
 
 
 def _overlap(rows: slice, offset: int, n: int) -> tuple[slice, slice]:
-    """Rows of the block whose neighbour at `offset` exists, counted from the block's start, and those neighbours' rows."""
+    """Rows of the block whose neighbour at `offset` exists, counted from the block's start; those neighbours' rows."""
     low, high = max(rows.start, -offset), min(rows.stop, n - offset)
     high = max(low, high)
     return slice(low - rows.start, high - rows.start), slice(low + offset, high + offset)
@@ -243,7 +245,9 @@ def _nearest_other(
 ) -> None:
     """Lower `other` to the squared distance of the nearest value that is not `value`, over the first axis's window."""
     d1, v1, d2 = lines
-    n, whole = len(d1), value.dtype  # an integer as wide as the distances: floats not below 0 are ordered like their bits
+    n = len(d1)
+    # an integer as wide as the distances: floats not below 0 are ordered like their bits
+    whole = value.dtype
     b1, b2 = d1.view(whole), d2.view(whole)
     room = np.empty_like(value)
     for size, length in _sizes(n, step, reach, d1.dtype):
@@ -251,8 +255,8 @@ def _nearest_other(
             break
         for offset in (size, -size):
             mine, theirs = _overlap(rows, offset, n)
-            # d2 where the nearest there is the value itself, else d1 (never larger): max(d1, d2 & mask), all bits set where
-            # the values are equal. numpy's `where` takes longer than these five together.
+            # d2 where the nearest there is the value itself, else d1 (never larger): max(d1, d2 & mask), all bits set
+            # where the values are equal. numpy's `where` takes longer than these five together.
             mask = np.bitwise_xor(v1[theirs], value[mine], out=room[mine])
             np.minimum(mask, 1, out=mask)
             np.subtract(mask, 1, out=mask)

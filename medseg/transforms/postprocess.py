@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from medseg.errors import UsageError
+from medseg.transforms.arrays import components
 
 __all__ = ["FillHoles", "InstancesFromProbability", "KeepLargestComponent", "RemoveSmallObjects", "Threshold"]
 
@@ -49,12 +50,12 @@ class KeepLargestComponent:
             box = _box(mask)
             if box is None:
                 continue
-            components, count = ndimage.label(mask[box])
+            numbers, count = components(mask[box])
             if count > 1:
-                sizes = np.bincount(components.ravel())
+                sizes = np.bincount(numbers.ravel())
                 sizes[0] = 0
                 inside = label[box]
-                inside[mask[box] & (components != sizes.argmax())] = 0
+                inside[mask[box] & (numbers != sizes.argmax())] = 0
         return label
 
 
@@ -89,10 +90,10 @@ class RemoveSmallObjects:
         label = label.copy()
         size = 1.0 if self.unit == "voxel" else float(np.prod(spacing))
         for mask in _structures(label, self.labels, together=False):
-            components, _ = ndimage.label(mask)
-            small = np.bincount(components.ravel()) * size < self.min_size
+            numbers, _ = components(mask)
+            small = np.bincount(numbers.ravel()) * size < self.min_size
             small[0] = False
-            label[small[components]] = 0
+            label[small[numbers]] = 0
         return label
 
 
@@ -215,16 +216,16 @@ class InstancesFromProbability:
         shares = _needed(probabilities, self)
         inside = shares[0] < 1 - self.threshold
         if len(shares) == 2:
-            distance = ndimage.distance_transform_edt(inside).astype(np.float32)
+            distance = np.asarray(ndimage.distance_transform_edt(inside), np.float32)
             if self.smooth:
                 distance = ndimage.gaussian_filter(distance, self.smooth)
-            seeds, _ = ndimage.label((h_maxima(distance, self.depth) > 0) & inside, np.ones((3,) * inside.ndim))
+            seeds, _ = components((h_maxima(distance, self.depth) > 0) & inside, corners=True)
             objects = watershed(-distance, seeds, mask=inside)
         else:
-            seeds, _ = ndimage.label(shares[1] > self.seed)
+            seeds, _ = components(shares[1] > self.seed)
             objects = watershed(-shares[1], seeds, mask=inside)
         # what no seed reaches (too small for a maximum, or all border) is an object of its own
-        rest, _ = ndimage.label(inside & (objects == 0))
+        rest, _ = components(inside & (objects == 0))
         objects = np.where(rest > 0, rest + objects.max(), objects)
         sizes = np.bincount(objects.ravel())
         keep = sizes >= self.min_size

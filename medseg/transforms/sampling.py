@@ -1,7 +1,8 @@
 """Values of an image at given positions: linear or nearest, on the CPU faster than `grid_sample` in three dimensions.
 
-torch's 3-D kernel works voxel by voxel; eight gathers and seven interpolations over a slab in the cache, each vectorised,
-take 40 % of its time, and one gather for the nearest voxel a sixth. In 2-D torch's kernel is vectorised itself.
+torch's 3-D kernel works voxel by voxel; eight gathers and seven interpolations over a slab in the cache, each
+vectorised, take 40 % of its time, and one gather for the nearest voxel a sixth. In 2-D torch's kernel is vectorised
+itself.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def resample(values: torch.Tensor, positions: torch.Tensor, *, linear: bool) -> 
 
     Args:
         values: (B, C, *spatial), at least 2 voxels along each axis; floating point where `linear`, else any type.
-        positions: float32 (B, D, *spatial') within [-1, 1], as `warp.warp_positions` returns them: -1 is the centre of the
-            first voxel, 1 that of the last; component 0 belongs to the last spatial axis.
+        positions: float32 (B, D, *spatial') within [-1, 1], as `warp.warp_positions` returns them: -1 is the centre
+            of the first voxel, 1 that of the last; component 0 belongs to the last spatial axis.
         linear: linear interpolation (in float32 at least); else the nearest voxel.
 
     Returns:

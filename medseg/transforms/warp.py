@@ -54,7 +54,8 @@ def warp_positions(warps: Sequence[Warp], device: torch.device | str | None = No
         device: where the positions are computed.
 
     Returns:
-        float32 (B, D, *shape); component 0 belongs to the last spatial axis, as `torch.nn.functional.grid_sample` has it.
+        float32 (B, D, *shape); component 0 belongs to the last spatial axis, as `torch.nn.functional.grid_sample` has
+        it.
 
     >>> warp_positions([Warp((3, 5))])[0, :, 0, 0]
     tensor([-1., -1.])
@@ -76,7 +77,9 @@ def warp_sample(
         GeometryError: the arrays' shapes differ.
         UsageError: the number of warps is not that of the samples.
     """
-    shape = warps[0].shape if warps else ()
+    if not warps:
+        return dict(arrays)
+    shape = warps[0].shape
     for key, array in arrays.items():
         found = tuple(array.shape[2:])
         if found != shape:

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
-from scipy import ndimage
 
 from medseg.errors import GeometryError, LabelError, UsageError
-from medseg.transforms.arrays import like, plain, spacing_of
+from medseg.transforms.arrays import components, like, plain, spacing_of
 from medseg.transforms.labels import part_instances
 from medseg.transforms.nearest_two import distance_to_other, distance_to_two
 
 __all__ = ["BoundaryWeightMapd", "boundary_weight_map"]
 
 Mode = Literal["separation", "contour"]
+ClassWeights = Sequence[float] | Mapping[int, float] | Literal["balanced"] | None
 
 # Where the term is below this share of 1e-4, the accuracy that is promised, it is left out.
 _NEGLIGIBLE = 0.3e-4
@@ -36,18 +36,19 @@ def boundary_weight_map(
     sigma: float = 5.0,
     mode: Mode = "separation",
     spacing: Sequence[float] | None = None,
-    class_weights: Sequence[float] | Mapping[int, float] | Literal["balanced"] | None = None,
+    class_weights: ClassWeights = None,
     classes: np.ndarray | None = None,
 ) -> np.ndarray:
     """The weight of every voxel.
 
-    `separation` (equation 2 of the paper): w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) on background, with d1 and d2 the
-    Euclidean distances to the nearest and the second nearest instance (to the set of its voxels); w = w_c on foreground,
-    and everywhere when there are fewer than two instances. A straight gap of g voxels has d1 + d2 = g + 1. Instances that
-    touch are first parted by a gap of one voxel, which is background from then on (see `part_instances`).
+    `separation` (equation 2 of the paper): w = w_c + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) on background, with d1 and d2
+    the Euclidean distances to the nearest and the second nearest instance (to the set of its voxels); w = w_c on
+    foreground, and everywhere when there are fewer than two instances. A straight gap of g voxels has d1 + d2 = g +
+    1. Instances that touch are first parted by a gap of one voxel, which is background from then on (see
+    `part_instances`).
 
-    `contour`: w = w_c + w0 exp(-d^2 / (2 sigma^2)) on both sides of every boundary between instances or background, d the
-    distance to the nearest voxel of another value (1 for the voxels at the boundary). Nothing is parted.
+    `contour`: w = w_c + w0 exp(-d^2 / (2 sigma^2)) on both sides of every boundary between instances or background, d
+    the distance to the nearest voxel of another value (1 for the voxels at the boundary). Nothing is parted.
 
     Args:
         instances: integers (*spatial), 2-D, 3-D or of any dimension; 0 background, each other value one instance.
@@ -104,8 +105,8 @@ class BoundaryWeightMapd(MapTransform):
 
     Instances come from `sample["instances"]` (in the data set's files, or one file per object); without them each
     connected component (faces) of each label is one. In `separation` mode touching instances are first parted by a
-    one-voxel gap, in the instances and in the training target alike (see `part_instances`); in `contour` mode labels are
-    left as they are and the boundaries are those of the label.
+    one-voxel gap, in the instances and in the training target alike (see `part_instances`); in `contour` mode labels
+    are left as they are and the boundaries are those of the label.
 
     Args:
         w0, sigma, mode, class_weights: as in `boundary_weight_map`; w_c belongs to the label's class.
@@ -123,7 +124,7 @@ class BoundaryWeightMapd(MapTransform):
         w0: float = 10.0,
         sigma: float = 5.0,
         mode: Mode = "separation",
-        class_weights: Sequence[float] | Mapping[int, float] | Literal["balanced"] | None = None,
+        class_weights: ClassWeights = None,
         use_spacing: bool = False,
         ignore: int | None = None,
         keys: KeysCollection = ("label", "instances", "weight"),
@@ -133,11 +134,13 @@ class BoundaryWeightMapd(MapTransform):
         if len(self.keys) != 3:
             raise UsageError("three names are needed", field="keys", expected="label, instances, weight", found=keys)
         _check_term(w0, sigma, mode)
-        self.w0, self.sigma, self.mode, self.class_weights = w0, sigma, mode, class_weights
+        self.w0, self.sigma = w0, sigma
+        self.class_weights: ClassWeights = class_weights
+        self.mode: Mode = mode
         self.use_spacing, self.ignore = use_spacing, ignore
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The sample with `weight` (1, *spatial) float32; a sample without a label (prediction) is given back as it is."""
+        """The sample with `weight` (1, *spatial) float32; a sample without a label (prediction) is given back."""
         sample = dict(data)
         label_key, instance_key, weight_key = self.keys
         if label_key not in sample:
@@ -187,7 +190,7 @@ def _components(label: np.ndarray) -> np.ndarray:
     instances, count = np.zeros(label.shape, np.int32), 0
     for value in np.unique(label[label > 0]):
         # with corners: a thin oblique structure is one instance, and not parted into its voxels
-        found, number = ndimage.label(label == value, np.ones((3,) * label.ndim))
+        found, number = components(label == value, corners=True)
         instances[found > 0] = found[found > 0] + count
         count += number
     return instances
@@ -200,9 +203,7 @@ def _check_term(w0: float, sigma: float, mode: str) -> None:
         raise UsageError("w0 is not negative and sigma positive", field="w0, sigma", found=f"{w0}, {sigma}")
 
 
-def _box_of_changes(
-    instances: np.ndarray, step: tuple[float, ...], reach: float
-) -> tuple[slice, ...] | None:
+def _box_of_changes(instances: np.ndarray, step: tuple[float, ...], reach: float) -> tuple[slice, ...] | None:
     """The box outside of which nothing is within reach of a boundary; None when there is no boundary."""
     box = []
     for axis, s in enumerate(step):
