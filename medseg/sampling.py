@@ -1,4 +1,4 @@
-"""Which case comes when, where its patch lies, and with which random numbers: pure functions of (seed, epoch, sample).
+"""Which case comes when, and with which random numbers: pure functions of (seed, epoch, sample).
 
 Nothing here has state, so a run that was killed and resumed draws what an uninterrupted one would have drawn, on any
 number of workers and processes.
@@ -6,14 +6,13 @@ number of workers and processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from medseg.errors import UsageError
 
-__all__ = ["PlannedSample", "batches", "epoch_plan", "patch_start", "sample_seed"]
+__all__ = ["PlannedSample", "epoch_plan", "sample_seed"]
 
 
 @dataclass(frozen=True)
@@ -64,63 +63,3 @@ def sample_seed(seed: int, number: int) -> int:
     True
     """
     return int(np.random.SeedSequence([seed, 2, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def batches(plan: Sequence[PlannedSample], size: int, *, rank: int = 0, world: int = 1) -> list[list[PlannedSample]]:
-    """The batches of one of `world` processes; together they hold every sample once, and each has equally many batches.
-
-    A global batch holds size x world samples, dealt out in turn; what does not fill a last global batch is left for the
-    next epoch's rounds by `epoch_plan`'s caller choosing a length divisible by size x world, else it is dropped here.
-
-    >>> plan = epoch_plan(8, epoch=0, seed=0)
-    >>> [len(batch) for batch in batches(plan, 2, rank=1, world=2)]
-    [2, 2]
-    """
-    if size < 1 or world < 1 or not 0 <= rank < world:
-        raise UsageError("out of range", field="batch, rank, world", found=(size, rank, world))
-    whole = len(plan) // (size * world) * size * world
-    return [list(plan[i + rank : i + size * world : world]) for i in range(0, whole, size * world)]
-
-
-def patch_start(
-    shape: Sequence[int],
-    patch: Sequence[int],
-    random: np.random.Generator,
-    *,
-    points: Mapping[int, np.ndarray] | None = None,
-    foreground: float = 0.0,
-) -> tuple[int, ...]:
-    """First voxel of a patch, which always holds as much of the image as possible.
-
-    With probability `foreground` the patch lies around a voxel of a class: first a class is drawn, each alike, then one
-    of its points, and the patch is moved by up to a quarter of its size so that the structure is not always central.
-    Otherwise all positions are alike. Along an axis where the image is smaller than the patch the start is negative:
-    the image is centred, and whoever reads pads.
-
-    Args:
-        shape: of the image, (*spatial).
-        patch: size of the patch, as many axes.
-        random: drawn from in the same order for the same arguments.
-        points: class -> (n, axes) voxel coordinates; classes without points are left out.
-        foreground: share of patches around a class, in [0, 1].
-
-    >>> patch_start((10, 4), (10, 8), np.random.default_rng(0))
-    (0, -2)
-    """
-    usable = [coordinates for _, coordinates in sorted((points or {}).items()) if len(coordinates)]
-    aimed = bool(usable) and random.random() < foreground
-    if aimed:
-        coordinates = usable[int(random.integers(len(usable)))]
-        centre = coordinates[int(random.integers(len(coordinates)))]
-    start = []
-    for axis, (size, wanted) in enumerate(zip(shape, patch, strict=True)):
-        if size <= wanted:
-            start.append(-((wanted - size) // 2))
-            continue
-        if aimed:
-            shift = int(random.integers(-(wanted // 4), wanted // 4 + 1))
-            first = int(centre[axis]) - wanted // 2 + shift  # pyright: ignore[reportPossiblyUnboundVariable]
-        else:
-            first = int(random.integers(size - wanted + 1))
-        start.append(min(max(first, 0), size - wanted))
-    return tuple(start)
