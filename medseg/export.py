@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -175,12 +176,16 @@ def _write_graph(network: Any, path: Path) -> None:
         steps = torch.export.Dim(f"n{axis}", min=1, max=max(2, 65536 // divisor))
         rest = size % divisor
         axes[axis + 2] = divisor * steps + rest if rest else divisor * steps
+    log = logging.getLogger("torch.onnx")
+    level = log.level
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of operators of packages that are not installed
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)  # torch warns of operators of packages that are not installed
         torch.onnx.export(
             network.eval(), (torch.zeros(2, network.in_channels, *first),), str(path), dynamo=True, verbose=False,
             dynamic_shapes=(axes,), input_names=["image"], output_names=["logits"], external_data=False, optimize=True,
         )  # fmt: skip
+        log.setLevel(level)
 
 
 def _compare(network: Any, path: Path) -> float:
