@@ -55,7 +55,7 @@ TRAINED = {
     "attention-3d": (lambda: AttentionUNet(3, 1, 2, (4, 8, 16), open_gates=True), 3, 24, 60),
     "attention-full": (lambda: AttentionUNet(2, 1, 2, (8, 16, 32), gate="additive_full"), 2, 48, 60),
     "resunet": (lambda: ResUNet(2, 1, 2, (8, 16, 16, 32), blocks=(1, 1, 1, 1)), 2, 64, 100),
-    "resunet-3d": (lambda: ResUNet(3, 1, 2, (8, 16, 16, 32), blocks=(1, 1, 1, 1), norm=None), 3, 32, 80),
+    "resunet-3d": (lambda: ResUNet(3, 1, 2, (8, 8, 16, 16), blocks=(1, 1, 1, 1), norm="instance"), 3, 64, 90),
     "fcn-8s": (lambda: FCN(2, 1, 2, (8, 8, 16, 16, 32), hidden=32, dropout=0.1), 2, 64, 200),
 }  # fmt: skip
 
