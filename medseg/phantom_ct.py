@@ -24,6 +24,7 @@ def draw_ct(rng: np.random.Generator, *, oblique: bool = False) -> tuple[np.ndar
     shift = rng.uniform(-120, 120, 3)
     grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in shape], indexing="ij"))
     x, y, z = np.tensordot(affine[:3, :3], grid, 1) + affine[:3, 3].reshape(3, 1, 1, 1)
+    x = -x  # world x grows to the patient's right (RAS), the anatomy below is drawn with x to the left
     affine[:3, 3] += shift
 
     def blob(centre, radii, wobble: float = 0.12) -> np.ndarray:
@@ -35,7 +36,7 @@ def draw_ct(rng: np.random.Generator, *, oblique: bool = False) -> tuple[np.ndar
         wave = np.sin(2.3 * u + phase[0]) + np.sin(2.9 * v + phase[1]) + np.sin(2.6 * w + phase[2])
         return 1 + wobble * wave / 3 - np.sqrt(u**2 + v**2 + w**2)
 
-    # patient coordinates, RAS: x to the patient's right is negative, y to the front positive, z up
+    # x grows to the patient's left, y to the front, z up
     body = 1 - (np.abs(x / 155) ** 2.5 + np.abs(y / 112) ** 2.5) ** 0.4
     inside = body > 0
     hu = np.full(shape, -1000.0, np.float32)
