@@ -254,7 +254,7 @@ def _depths(cases: list[Case], findings: dict[tuple[str, str], _Finding]) -> lis
     return [
         DataError(
             "pictures of different depth in one set",
-            code="E315",
+            code="E318",
             case=example.id,
             file=example.images[0],
             expected="one type of numbers",

@@ -76,7 +76,7 @@ def add_dataset(
         )
     if name in dataset_names(root=root):
         raise UsageError(
-            "a data set of this name is there already", code="E107", field="NAME", found=name, fix="take another name"
+            "a data set of this name is there already", code="E121", field="NAME", found=name, fix="take another name"
         )
     spec, cases, notes = describe_files(
         name, root, images=images, labels=labels, instances=instances, folder=folder, csv=csv, group=group, names=names
@@ -165,7 +165,7 @@ def _from_patterns(root: Path, images: str, labels: str | None, instances: str |
     if extra := sorted(matched - set(image_files), key=natural_key):
         fix = "put images and labels into folders of their own, or give a table with --csv"
         message = "images cannot be told from other files by their names"
-        raise UsageError(message, code="E106", field="--images", expected=image, found=", ".join(extra[:5]), fix=fix)
+        raise UsageError(message, code="E120", field="--images", expected=image, found=", ".join(extra[:5]), fix=fix)
     return Layout.model_validate({"training": files})
 
 

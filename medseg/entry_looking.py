@@ -63,7 +63,7 @@ def look_at_images(cases: Sequence[Case]) -> ImageFacts:
     dims = _one(Counter(len(geometry.shape) for _, geometry, _, _ in seen), "dimensions", "E310")
     pictures = dims == 2
     if pictures:
-        _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E315")
+        _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E318")
     facts = ImageFacts(dims, 1, None)
     some = [case for case, *_ in _spread(seen, _IMAGES_READ)]
     if pictures:

@@ -50,7 +50,7 @@ def pair_patterns(images: Sequence[str], labels: Sequence[str]) -> tuple[str, st
         images, labels: paths below the data root, with `/`.
 
     Raises:
-        UsageError: E106, no rule pairs them, several labels for an image, or several kinds of files in one list.
+        UsageError: E120, no rule pairs them, several labels for an image, or several kinds of files in one list.
 
     >>> pair_patterns(["img/a_1.png", "img/a_2.png"], ["msk/a_1_mask.png", "msk/a_2_mask.png"])
     ('img/{id}.png', 'msk/{id}_mask.png')
@@ -86,7 +86,7 @@ def instance_pattern(images: Sequence[str], masks: Sequence[str]) -> tuple[str, 
     """The patterns of images and of masks that lie in a folder for each image, one file for each instance.
 
     Raises:
-        UsageError: E106, the masks' folders are not named like the images.
+        UsageError: E120, the masks' folders are not named like the images.
 
     >>> instance_pattern(["a/images/a.png", "b/images/b.png"], ["a/masks/1.png", "a/masks/2.png", "b/masks/7.png"])
     ('{id}/images/{id}.png', '{id}/masks/*.png')
@@ -109,7 +109,7 @@ def _take_apart(what: str, paths: Sequence[str]) -> _Side:
     if len(depths) > 1:
         found = ", ".join(f"{count} of {depth - 1} folders" for depth, count in depths.most_common())
         fix = "give a pattern for each layout, or a table with --csv"
-        raise UsageError(f"{what} lie at different depths", code="E106", field=what, found=found, fix=fix)
+        raise UsageError(f"{what} lie at different depths", code="E120", field=what, found=found, fix=fix)
     suffix = next(iter(suffixes))
     columns = list(zip(*(part[:-1] for part in parts), strict=True))
     folders = [column[0] if len(set(column)) == 1 else None for column in columns]
@@ -182,10 +182,10 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
         fix = "name each label like its image (a_1.png and a_1_mask.png), or give a table with --csv"
     shown = [", ".join(side.paths[:_SHOWN]) + (" ..." if len(side.paths) > _SHOWN else "") for side in (images, labels)]
     found = f"{len(images.paths)} images: {shown[0]}; {len(labels.paths)} labels: {shown[1]}"
-    return UsageError(message, code="E106", found=found, fix=fix)
+    return UsageError(message, code="E120", found=found, fix=fix)
 
 
 def _several_kinds(what: str, suffixes: Counter[str]) -> UsageError:
     found = ", ".join(f"{count} of {suffix or 'no suffix'}" for suffix, count in suffixes.most_common())
     fix = "name one kind in the pattern, such as '*.png', or convert"
-    return UsageError(f"{what} of several kinds", code="E106", field=what, expected="one suffix", found=found, fix=fix)
+    return UsageError(f"{what} of several kinds", code="E120", field=what, expected="one suffix", found=found, fix=fix)

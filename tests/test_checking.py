@@ -161,7 +161,7 @@ def test_pictures_of_different_depth(tmp_path):
         Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / f"l/{name}.png")
     spec = spec_of({"training": {"image": "i/{id}.png", "label": "l/{id}.png"}}, dims=2, unit="px")
     (problem,) = check_cases(spec, tmp_path)
-    assert (problem.code, problem.case) == ("E315", "c")
+    assert (problem.code, problem.case) == ("E318", "c")
     assert problem.found == "2 of uint8, 1 of uint16"
 
 

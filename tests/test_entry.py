@@ -278,7 +278,7 @@ def test_missing_masks_and_images_are_told_together(tmp_path):
         ({"names": "3=cell"}, 2, "E101"),
         ({"group": "("}, 2, "E114"),
         ({"group": "^q"}, 3, "E353"),
-        ({"images": "*/*.png"}, 2, "E106"),
+        ({"images": "*/*.png"}, 2, "E120"),
     ],
 )
 def test_wrong_requests(tmp_path, more, exit_code, code):
@@ -298,7 +298,7 @@ def test_a_name_that_is_taken(tmp_path):
     fill(tmp_path)
     add(tmp_path)
     (problem,) = refused(lambda: add(tmp_path), 2)
-    assert problem.code == "E107"
+    assert problem.code == "E121"
     refused(lambda: add_dataset("liver", tmp_path, images="img/*.png", labels="msk/*.png"), 2)
 
 
@@ -309,7 +309,7 @@ def test_mixed_kinds_are_refused_with_counts(tmp_path):
     assert (problem.code, problem.found) == ("E314", "3 with 1 channels, 1 with 3 channels")
     save(tmp_path / "img/p0_x.png", noise(1), np.uint16)
     (problem,) = refused(lambda: add(tmp_path), 3)
-    assert problem.code == "E315"
+    assert problem.code == "E318"
 
 
 def test_labels_that_compression_has_blurred(tmp_path):
