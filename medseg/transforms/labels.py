@@ -21,8 +21,9 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Part touching instances by a background gap of one voxel.
 
     Of two voxels that touch (faces, edges or corners) and belong to different instances, the one of the larger instance
-    (of equal ones: of the higher number) becomes background, so that no two instances touch any more. An instance never
-    disappears: where all its voxels would go, it keeps them and its neighbours give way.
+    (of equal ones: of the higher number) becomes background, so that no two instances touch any more. An instance that
+    would disappear keeps its voxels and its neighbours give way, unless one of them disappeared then: only instances of
+    a few voxels in a crowd of still smaller ones are lost.
 
     Args:
         instances: integers (*spatial), 0 background.
@@ -54,11 +55,15 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     gap = (lowest < ranked) & (instances != 0)
     if not gap.any():
         return instances.copy(), gap
-    before, lost = np.bincount(ranked.ravel()), np.bincount(ranked[gap], minlength=len(values))
-    for gone in np.flatnonzero((before == lost) & (before > 0)):
+    left = np.bincount(ranked[~gap], minlength=len(values))
+    for gone in np.flatnonzero(left == 0):
         own = ranked == gone
-        gap[own] = False
-        gap |= ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own & (instances != 0)
+        yielding = ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own & ~gap & (instances != 0)
+        losses = np.bincount(ranked[yielding], minlength=len(values))
+        if ((losses > 0) & (losses == left)).any():
+            continue  # it could only be kept by losing another one
+        gap[own], gap[yielding] = False, True
+        left += np.bincount(ranked[own], minlength=len(values)) - losses
     parted = instances.copy()
     parted[gap] = 0
     return parted, gap

@@ -1,0 +1,158 @@
+"""Post-processing: components, holes, thresholds and single objects, on shapes counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medseg.errors import UsageError
+from medseg.transforms.postprocess import (
+    FillHoles,
+    InstancesFromProbability,
+    KeepLargestComponent,
+    RemoveSmallObjects,
+    Threshold,
+)
+
+
+def discs(centres, radius, size=64) -> np.ndarray:
+    at = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), axis=-1)
+    return np.array([((at - c) ** 2).sum(-1) <= radius**2 for c in centres]).any(axis=0)
+
+
+def shares_of(mask: np.ndarray, inside=0.95, outside=0.05) -> np.ndarray:
+    p = np.where(mask, inside, outside).astype(np.float32)
+    return np.stack([1 - p, p])
+
+
+def test_largest_component_of_each_label():
+    label = np.zeros((10, 20), np.uint8)
+    label[1:3, 1:3], label[1:3, 6:12] = 1, 1
+    label[6:9, 1:4], label[6, 10] = 2, 2
+    out = KeepLargestComponent()(label, spacing=(1, 1))
+    assert (out == 1).sum() == 12
+    assert (out == 2).sum() == 9
+    assert label[1, 1] == 1  # the input is not changed
+    only = KeepLargestComponent(labels=[1])(label, spacing=(1, 1))
+    assert (only == 2).sum() == 10
+
+
+def test_largest_component_of_organ_and_tumour_together():
+    label = np.zeros((8, 20), np.uint8)
+    label[2:6, 2:8], label[3:5, 8:10] = 1, 2  # the tumour at the organ's edge
+    label[2:4, 15:17] = 2  # a false alarm far away
+    out = KeepLargestComponent(together=True)(label, spacing=(1, 1))
+    assert (out == 2).sum() == 4
+    assert (out == 1).sum() == 24
+    assert KeepLargestComponent()(np.zeros((4, 4), int), spacing=(1, 1)).sum() == 0
+
+
+def test_small_objects_in_voxels_and_in_millimetres():
+    label = np.zeros((4, 20, 20), np.uint8)
+    label[0, :3, :3], label[2, 10:12, 10:12] = 1, 1
+    assert (RemoveSmallObjects(5)(label, spacing=(2, 1, 1)) > 0).sum() == 9
+    assert (RemoveSmallObjects(8, unit="mm3")(label, spacing=(2, 1, 1)) > 0).sum() == 13
+    assert (RemoveSmallObjects(8.1, unit="mm3")(label, spacing=(2, 1, 1)) > 0).sum() == 9
+
+
+def test_holes():
+    label = np.zeros((9, 9), np.uint8)
+    label[1:8, 1:8] = 1
+    label[4, 4], label[2, 2], label[1, 5] = 0, 2, 0
+    out = FillHoles()(label, spacing=(1, 1))
+    assert out[4, 4] == 1
+    assert out[2, 2] == 2  # another label is no hole
+    assert out[1, 5] == 0  # open to the outside
+
+
+def test_threshold():
+    shares = np.stack([np.full((2, 2), 0.7), np.full((2, 2), 0.3)])
+    label = np.zeros((2, 2), np.uint8)
+    assert (Threshold(0.25)(label, probabilities=shares, spacing=(1, 1)) == 1).all()
+    assert (Threshold(0.35)(label, probabilities=shares, spacing=(1, 1)) == 0).all()
+    assert Threshold("validation").from_validation
+    assert (Threshold("validation")(label, probabilities=shares, spacing=(1, 1)) == 0).all()
+    with pytest.raises(UsageError):
+        Threshold(1.5)
+    with pytest.raises(UsageError):
+        Threshold()(label, spacing=(1, 1))
+    with pytest.raises(UsageError):
+        Threshold()(label, probabilities=np.zeros((3, 2, 2)), spacing=(1, 1))
+
+
+def objects(mask, **arguments) -> np.ndarray:
+    shares = shares_of(mask)
+    return InstancesFromProbability(**arguments)(mask.astype(np.uint8), probabilities=shares, spacing=(1, 1))
+
+
+def test_separate_discs_are_separate_and_complete():
+    mask = discs([(15, 15), (15, 45), (45, 30)], 9)
+    out = objects(mask)
+    assert out.dtype == np.int32
+    assert np.array_equal(out > 0, mask)
+    assert sorted(np.unique(out)) == [0, 1, 2, 3]
+    assert out[15, 15] == 1  # numbered in order of the first voxel
+
+
+@pytest.mark.parametrize("distance", [16, 17, 18])
+def test_touching_discs_are_parted_at_their_neck(distance):
+    mask = discs([(32, 20), (32, 20 + distance)], 10)
+    out = objects(mask)
+    assert len(np.unique(out)) == 3
+    left, right = out[32, 18], out[32, 22 + distance]
+    assert left != right
+    middle = 20 + distance / 2
+    columns = np.arange(64)
+    assert (out[:, columns < middle - 1][mask[:, columns < middle - 1]] == left).mean() > 0.98
+
+
+def test_one_ellipse_is_not_broken():
+    y, x = np.mgrid[:64, :64]
+    mask = ((y - 32) / 9.0) ** 2 + ((x - 32) / 22.0) ** 2 <= 1
+    assert objects(mask).max() == 1
+
+
+def test_three_classes_use_the_interiors_as_seeds():
+    mask = discs([(32, 22), (32, 38)], 9)
+    interior = discs([(32, 22), (32, 38)], 6)
+    shares = np.zeros((3, 64, 64), np.float32)
+    shares[1], shares[2] = np.where(interior, 0.9, 0.03), np.where(mask & ~interior, 0.9, 0.03)
+    shares[0] = 1 - shares[1] - shares[2]
+    out = InstancesFromProbability()(mask.astype(np.uint8), probabilities=shares, spacing=(1, 1))
+    assert len(np.unique(out)) == 3
+    assert np.array_equal(out > 0, mask)
+
+
+def test_small_objects_go_and_nothing_is_no_object():
+    mask = discs([(20, 20)], 8)
+    mask[50, 50] = True
+    assert objects(mask, min_size=5).max() == 1
+    assert objects(mask, min_size=1).max() == 2
+    assert objects(np.zeros((20, 20), bool)).max() == 0
+    assert objects(np.ones((20, 20), bool)).max() == 1
+
+
+def test_growing_gives_back_the_gap():
+    mask = discs([(32, 32)], 8)
+    grown = objects(mask, grow=1)
+    assert np.array_equal(grown > 0, discs([(32, 32)], 8) | (grown > 0))
+    assert (grown > 0).sum() > mask.sum()
+
+
+def test_volumes():
+    z, y, x = np.mgrid[:20, :24, :44]
+    mask = ((z - 10) ** 2 + (y - 12) ** 2 + (x - 13) ** 2 <= 64) | ((z - 10) ** 2 + (y - 12) ** 2 + (x - 27) ** 2 <= 64)
+    out = InstancesFromProbability()(mask.astype(np.uint8), probabilities=shares_of(mask), spacing=(1, 1, 1))
+    assert len(np.unique(out)) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"threshold": 0}, {"seed": 1}, {"depth": -1}, {"min_size": 0}, {"grow": -1}, {"smooth": -1}]
+)
+def test_bad_arguments(arguments):
+    with pytest.raises(UsageError):
+        InstancesFromProbability(**arguments)
+    with pytest.raises(UsageError):
+        RemoveSmallObjects(0)
+    with pytest.raises(UsageError):
+        RemoveSmallObjects(1, unit="ml")
