@@ -134,7 +134,7 @@ class CaseStore:
 
     def compute(self, case: Case) -> dict[str, Any]:
         """The case after preprocessing, as `write_case` stores it (MemoryCase keeps it in memory)."""
-        return preprocess_sample(load_sample(case, self.spec), self.preprocess)
+        return preprocess_sample(load_sample(case, self.spec), self.preprocess, ignore=self.spec.ignore)
 
     def _prepare_one(self, case: Case) -> Path:
         folder = self.path(self.key(case))
@@ -155,8 +155,10 @@ class CaseStore:
             self.notices.append(text)
 
 
-def preprocess_sample(sample: Mapping[str, Any], preprocess: Sequence[Component]) -> dict[str, Any]:
-    """Run the deterministic transforms on a raw sample.
+def preprocess_sample(
+    sample: Mapping[str, Any], preprocess: Sequence[Component], *, ignore: int | None = None
+) -> dict[str, Any]:
+    """Run the deterministic transforms on a raw sample; those that ask for it are told the label index to `ignore`.
 
     Returns:
         `arrays`: name -> array (C, *spatial): image float32, label, weight, fov on the preprocessed grid, and
@@ -172,7 +174,7 @@ def preprocess_sample(sample: Mapping[str, Any], preprocess: Sequence[Component]
             arrays[f"native_{name}"] = _array(sample[name])
     data = dict(sample)
     for component in preprocess:
-        transform = build_component(component, "transform")
+        transform = build_component(component, "transform", ignore=ignore)
         try:
             data = dict(transform(data))
         except MedsegError:

@@ -126,6 +126,10 @@ def data_add(
     data: DataOption = None,
     images: Annotated[str | None, typer.Option(help="Pattern of the images, below the data folder.")] = None,
     labels: Annotated[str | None, typer.Option(help="Pattern of the labels, below the data folder.")] = None,
+    instances: Annotated[
+        str | None,
+        typer.Option(help="Instead of --labels: a folder of masks for each image, one file for each object."),
+    ] = None,
     folder: Annotated[Path | None, typer.Option(help="An MSD or nnU-Net folder with dataset.json.")] = None,
     csv: Annotated[
         Path | None, typer.Option(help="A table with columns image, label and perhaps id, group, split.")
@@ -140,7 +144,15 @@ def data_add(
     from medseg import entry
 
     result = entry.add_dataset(
-        name, cases.data_root(data), images=images, labels=labels, folder=folder, csv=csv, group=group, names=names
+        name,
+        cases.data_root(data),
+        images=images,
+        labels=labels,
+        instances=instances,
+        folder=folder,
+        csv=csv,
+        group=group,
+        names=names,
     )
     for line in result.notes:
         note(line)

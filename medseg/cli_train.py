@@ -69,7 +69,7 @@ def train(
     if resume is not None:
         runs = [training.train(None, resume=resume, overrides=overrides, **common)]
     else:
-        folds = range(plan.train.folds) if fold == "all" else [_fold_number(fold)]
+        folds = range(_count_folds(plan, data)) if fold == "all" else [_fold_number(fold)]
         runs = [training.train(plan, output=output, fold=k, init=init, **common) for k in folds]
     reports = [_score_and_report(run) for run in runs] if report and _writes() else []
     if fold == "all" and resume is None and report and _writes():
@@ -107,6 +107,16 @@ def _fold_number(text: str) -> int:
     if not text.isdecimal():
         raise UsageError("not a fold", field="--fold", expected="0, 1, ... or all", found=text)
     return int(text)
+
+
+def _count_folds(plan: Any, data: Path | None) -> int:
+    """`train.folds` may be "auto", and a set with an official validation part has one fold: the split itself tells."""
+    from medseg import config
+    from medseg import data as cases
+
+    root = cases.data_root(data)
+    found = cases.find_cases(config.load_dataset(plan.dataset, root=root), root, part="training")
+    return len(cases.make_split(found, folds=plan.train.folds, seed=plan.train.seed))
 
 
 def _writes() -> bool:

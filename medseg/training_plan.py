@@ -105,7 +105,7 @@ def plan_new(
     folds = chosen.train.folds
     if fold < 0 or (folds != "auto" and fold >= folds):
         raise UsageError("no such fold", field="fold", expected=f"0 to {folds} - 1", found=fold)
-    name = Path(pipeline).stem if isinstance(pipeline, str | Path) else chosen.dataset
+    name = chosen.name or chosen.dataset
     with group.first():  # found before hours of preparation, not after
         if group.writes:
             probe_writable(Path(output))
