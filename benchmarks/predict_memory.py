@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[200, 400, 800])
     parser.add_argument("--modes", nargs="+", default=["exact", "gaussian"])
     parser.add_argument("--ram", type=float, nargs="+", default=[3, 4, 8], help="GB: 3 classes, exact, Gaussian")
+    parser.add_argument("--body", type=float, default=0.02, help="squared radius; air is computed once, so time falls")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -99,7 +100,7 @@ def main() -> None:
             path = Path(folder, f"ct{slices}.nii.gz")
             # a smooth body in noise-free air, as a CT compresses
             i, j = np.ogrid[-1:1:512j, -1:1:512j]
-            body = ((i**2 + j**2) < 0.7)[..., None]
+            body = ((i**2 + j**2) < options.body)[..., None]
             rng = np.random.default_rng(0)
             array = np.full((512, 512, slices), -1000, np.int16)
             for k in range(0, slices, 50):

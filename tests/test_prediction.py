@@ -93,6 +93,22 @@ def test_preprocessing_is_undone(tmp_path, inference):
     assert np.array_equal(volumes.read_label(tmp_path / "out" / "a.nii.gz").array[0], array > 100)
 
 
+def test_steps_in_slabs_change_no_voxel(monkeypatch):
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms import ScaleIntensityRanged
+
+    from medseg.inference import stages
+
+    step = ScaleIntensityRanged("image", -100, 200, -1.0, 1.0, clip=True)
+    image = torch.randn((2, 30, 7, 9), generator=torch.Generator().manual_seed(0)) * 200
+    expected = step({"image": MetaTensor(image.clone())})["image"].as_tensor()
+    monkeypatch.setattr(stages, "_SLAB", 300)
+    affine = torch.diag(torch.tensor([2.0, 3, 4, 1]))
+    found = stages._in_slabs(step, {"image": MetaTensor(image.clone(), affine=affine)})["image"]
+    assert torch.equal(found.as_tensor(), expected)
+    assert torch.equal(found.affine, affine)
+
+
 def test_pictures_get_an_index_picture_and_an_overlay(tmp_path):
     array = (np.random.default_rng(0).random((40, 33)) * 200).astype(np.uint8)
     Image.fromarray(array).save(tmp_path / "cell é 1.png")

@@ -38,7 +38,11 @@ class _LiveBytes(TorchDispatchMode):
                 storage = value.untyped_storage()
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
-        beside = _workspace(result) if func.__name__.startswith(("conv", "slow_conv", "mkldnn_conv")) else 0
+        beside = (
+            _workspace(result)
+            if isinstance(result, torch.Tensor) and func.__name__.startswith(("conv", "slow_conv", "mkldnn_conv"))
+            else 0
+        )
         self.peak = max(self.peak, beside + sum(size for _, size in self._alive.values()))
         return result
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import torch
 
 from medseg import volumes
 from medseg.cohort import SlabQueue
@@ -24,6 +25,10 @@ __all__ = ["Work"]
 
 _COPIES = 3  # float32 copies of an image that reading and preprocessing hold at once, for deciding to read ahead
 _NAME = "medseg label"
+# each voxel of the result depends on that voxel alone, whatever the arguments: such steps run slab by slab, because
+# MONAI's hold three float32 copies of what they are given
+_POINTWISE = frozenset({"ScaleIntensityRanged", "ThresholdIntensityd"})
+_SLAB = 2**24  # voxels
 
 
 class Work:
@@ -93,7 +98,7 @@ class Work:
             sample["picture"] = sample["image"].as_tensor().numpy().copy()  # the overlay is drawn over it
         for part, transform in zip(self.pipeline.preprocess, self.preprocess, strict=True):
             try:
-                sample = dict(transform(sample))
+                sample = _in_slabs(transform, sample) if part.name in _POINTWISE else dict(transform(sample))
             except MedsegError:
                 raise
             except Exception as error:  # whatever a transform raises on this case must not stop the others
@@ -152,6 +157,16 @@ class Work:
             outputs.append(job.overlay)
         record(job, self.identity, self.options, outputs)
         return {"notes": result["notes"]}
+
+
+def _in_slabs(transform: Any, sample: dict[str, Any]) -> dict[str, Any]:
+    """`transform` applied to the image in place, slab by slab; every voxel gets the very same value."""
+    image = sample["image"].as_tensor()
+    step = max(1, _SLAB * image.shape[1] // max(1, image.numel()))
+    for first in range(0, image.shape[1], step):
+        part = image[:, first : first + step]
+        part.copy_(torch.as_tensor(transform({"image": part.clone()})["image"]))
+    return sample
 
 
 def _networks(model: Any) -> list[Any]:
