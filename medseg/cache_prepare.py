@@ -26,7 +26,7 @@ def run_jobs(
     """(case, result) for each case, in any order; a MedsegError is the result of a case that was refused.
 
     Raises:
-        ResourceError: E520, a process was killed (by the system, for want of memory, as a rule).
+        ResourceError: E524, a process was killed (by the system, for want of memory, as a rule).
     """
     count = choose_workers(cases) if workers == "auto" else int(workers)
     if count <= 1:
@@ -45,7 +45,7 @@ def run_jobs(
             names = ", ".join(case.id for case in list(waiting.values())[: count + 1])
             raise ResourceError(
                 "a process that prepares cases was killed, probably for want of memory",
-                code="E520",
+                code="E524",
                 case=names,
                 fix="free memory and run the same command again: finished cases are kept",
             ) from error
