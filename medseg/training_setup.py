@@ -105,7 +105,13 @@ def prepare(
     stored = _store(store, [known[name] for name in names], group, show)
     training = {name: stored[name] for name in split["training"]}
     notices = [*store.notices, *_notices(stored)]
-    channels = {"in_channels": _channels(training, spec), "out_channels": _classes(pipeline, spec, training, stored)}
+    # in a set of few cases one fold may hold all there is of a label: the others are still worth training, knowingly
+    notices += [
+        f"label {name} has no voxel in this fold's training cases and cannot be learnt here"
+        for name in _absent(spec, training)
+        if not any(_makes_labels(part) for part in pipeline.preprocess)
+    ]
+    channels = {"in_channels": _channels(training, spec), "out_channels": _classes(pipeline, spec, stored)}
     network = build_network(pipeline, seed=pipeline.train.seed, **channels)
     margin = crop_margin(pipeline.train.patch, check_patch(network, pipeline.train.patch))
     augmentation = Augmentation(pipeline.augment)
@@ -200,20 +206,25 @@ def _channels(training: Mapping[str, Any], spec: DatasetSpec) -> int:
     return int(first.arrays["image"].shape[0]) or spec.in_channels
 
 
-def _classes(pipeline: Pipeline, spec: DatasetSpec, training: Mapping[str, Any], stored: Mapping[str, Any]) -> int:
+def _absent(spec: DatasetSpec, stored: Mapping[str, Any]) -> list[str]:
+    """Labels that no voxel of these preprocessed cases has."""
+    present = {label for case in stored.values() for label in case.classes}
+    return [f"{index} ({name})" for index, name in spec.labels.items() if index > 0 and index not in present]
+
+
+def _classes(pipeline: Pipeline, spec: DatasetSpec, stored: Mapping[str, Any]) -> int:
     """Classes of the network: the data set's, unless preprocessing makes other labels of them."""
-    present = {label for case in training.values() for label in case.classes}
     if any(_makes_labels(part) for part in pipeline.preprocess):
         return 1 + max(label for case in stored.values() for label in [1, *case.classes])
-    absent = [f"{index} ({name})" for index, name in spec.labels.items() if index > 0 and index not in present]
-    if absent:
+    nowhere = _absent(spec, stored)
+    if nowhere:
         raise LabelError(
             "classes without a voxel in the training part",
             code="E337",
             field="labels",
             expected="at least one case with each label",
-            found=f"none with {', '.join(absent)}",
-            fix="add cases, choose another fold, or take the label out of datasets.yaml",
+            found=f"none with {', '.join(nowhere)}",
+            fix="add cases, or take the label out of datasets.yaml",
         )
     return spec.out_channels
 
