@@ -130,6 +130,8 @@ def test_nrrd_without_an_end_and_with_more_than_it_says(tmp_path: Path) -> None:
     refused(tmp_path / "a.nrrd", NRRD.strip().encode(), "E305")
     packed = NRRD.replace("encoding: raw", "encoding: gzip").encode() + gzip.compress(DATA + b"more")
     refused(tmp_path / "a.nrrd", packed, "E306")
+    packed = NRRD.replace("encoding: raw", "encoding: gzip").encode() + gzip.compress(DATA[:-2])
+    refused(tmp_path / "a.nrrd", packed, "E303")
 
 
 def test_voxels_that_are_not_those_of_the_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

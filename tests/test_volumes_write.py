@@ -37,6 +37,8 @@ def test_slabs_equal_one_piece_and_nibabel_reads_them(tmp_path: Path, name: str)
     assert bytes(read.header["descrip"]).rstrip(b"\0") == b"liver"
     assert read.header.get_intent()[0] == "label"
     np.testing.assert_array_equal(read_label(tmp_path / "out" / name).array[0], label)
+    if name.lower().endswith(".gz"):
+        assert (tmp_path / "out" / name).read_bytes()[3:8] == bytes(5)  # no name, no time (RFC 1952)
     write_label(tmp_path / "again" / name, label, image, description="liver")
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
