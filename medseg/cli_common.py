@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,6 +118,10 @@ def newest(run: Path) -> Path:
     return newest_run(run)
 
 
-def show_summary(result: Any) -> None:
-    """The table of scores that an evaluation ended with."""
-    table("Scores", *result.table())
+def show_summary(result: Any, metrics: Sequence[str] | None = None) -> None:
+    """The table of scores that an evaluation ended with; only those of `metrics` when given."""
+    columns, rows = result.table()
+    score = columns.index("Score")
+    if metrics is not None:
+        rows = [row for row in rows if str(row[score]).split(" ")[0].split("@")[0] in metrics]
+    table("Scores", columns, rows)

@@ -50,13 +50,18 @@ def train(
     """
     state["json"] = as_json
     from medseg import training
+    from medseg.errors import UsageError
 
     overrides = [*(settings or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
-    plan = None
-    if resume is None:
-        plan = _pipeline_for(name, pipeline, pipelines, overrides, data)
-    common: dict[str, Any] = {"data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow}
-    if find_lr:
+    if resume is not None and (find_lr or name is not None):
+        raise UsageError(
+            "a run that goes on has its own pipeline", field="--resume", fix="leave NAME and --find-lr out"
+        )
+    plan = None if resume is not None else _pipeline_for(name, pipeline, pipelines, overrides, data)
+    common: dict[str, Any] = {
+        "data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow, "progress": not as_json,
+    }  # fmt: skip
+    if find_lr and plan is not None:
         result = training.find_learning_rate(plan, data=data, device=device, cache=cache)
         table("Learning rates", ["learning rate", "loss"], [list(row) for row in result.rows])
         say(
@@ -128,8 +133,15 @@ def _score_and_report(run: Path) -> Path:
     from medseg import evaluation
     from medseg import report as program
 
-    show_summary(evaluation.evaluate(run, progress=not state["json"]))
+    show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run))
     return program.write_report(run)
+
+
+def _chosen_metrics(run: Path) -> list[str]:
+    """Names of the scores that the pipeline chose; the data set's protocol adds more, which the report shows."""
+    from medseg.config import load_pipeline
+
+    return [part.name for part in load_pipeline(run / "pipeline.yaml", check=False).metrics]
 
 
 def _pool_folds(runs: list[Path]) -> Path:
@@ -138,5 +150,5 @@ def _pool_folds(runs: list[Path]) -> Path:
     from medseg import report as program
 
     result = evaluation.pool_runs(runs)
-    show_summary(result)
+    show_summary(result, _chosen_metrics(runs[0]))
     return program.write_report(result.folder)

@@ -1,4 +1,4 @@
-"""`medseg data fetch`: bring a data set whose archive, checksum and size datasets.yaml knows; say where to get the others.
+"""`medseg data fetch`: bring a set whose archive, checksum and size datasets.yaml knows; say where to get the others.
 
 Most medical data sets ask for an account or a signature, which no program should give in a user's name.
 """
