@@ -41,14 +41,10 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     gap = np.zeros(instances.shape, bool)
     if instances.size == 0:
         return instances.copy(), gap
-    values, sizes, numbered = _numbered(instances)
+    # instances from small to large: the higher rank gives way; background ranks highest, it is in nobody's way
+    values, ranked = _ranked(instances)
     if np.count_nonzero(values) < 2:
         return instances.copy(), gap
-    # instances from small to large: the higher rank gives way; background ranks highest here, it is in nobody's way
-    order = np.lexsort((values, sizes, values == 0))
-    rank = np.empty(len(values), np.int32)
-    rank[order] = np.arange(len(values), dtype=np.int32)
-    ranked = rank[numbered]
     lowest = ranked
     for axis in range(instances.ndim):
         lowest = _lowest_of_three(lowest, axis)
@@ -69,18 +65,24 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return parted, gap
 
 
-def _numbered(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values present, voxels of each, and each voxel's index into them."""
+def _ranked(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values present, and each voxel's rank among them: by size, then by number, 0 last."""
     highest = int(instances.max())
     if instances.min() < 0 or highest > max(4 * instances.size, 2**16):
         values, numbered, sizes = np.unique(instances, return_inverse=True, return_counts=True)
-        return values, sizes, numbered.reshape(instances.shape)
-    # counting is much faster than sorting, and numbers of instances are mostly small
-    counts = np.bincount(instances.ravel(), minlength=highest + 1)
-    values = np.flatnonzero(counts)
-    index = np.zeros(highest + 1, np.int32)
-    index[values] = np.arange(len(values), dtype=np.int32)
-    return values, counts[values], index[instances]
+        numbered = numbered.reshape(instances.shape)
+    else:
+        # counting is much faster than sorting, and numbers of instances are mostly small
+        counts = np.bincount(instances.ravel())
+        values, numbered = np.flatnonzero(counts), instances
+        sizes = counts[values]
+    rank = np.empty(len(values), np.int32)
+    rank[np.lexsort((values, sizes, values == 0))] = np.arange(len(values), dtype=np.int32)
+    if numbered is instances:
+        table = np.zeros(highest + 1, np.int32)
+        table[values] = rank
+        rank = table
+    return values, rank[numbered]
 
 
 def _lowest_of_three(values: np.ndarray, axis: int) -> np.ndarray:

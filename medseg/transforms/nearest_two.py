@@ -39,9 +39,10 @@ def distance_to_two(labels: np.ndarray, spacing: Sequence[float], reach: float) 
     array([[inf,  3.,  3., inf]], dtype=float32)
     """
     # d1 is at most half of the sum, d2 all of it
-    first, second = _two(labels, spacing, reach / 2, reach, ignore_zero=True)
-    first += second
-    return first
+    first, second, unit = _two(labels, spacing, reach / 2, reach, ignore_zero=True)
+    total = _length(first, unit)
+    total += _length(second, unit)
+    return total
 
 
 def distance_to_other(labels: np.ndarray, spacing: Sequence[float], reach: float) -> np.ndarray:
@@ -53,13 +54,14 @@ def distance_to_other(labels: np.ndarray, spacing: Sequence[float], reach: float
     array([[2., 1., 1., 2.]], dtype=float32)
     """
     # a voxel's own value is nearest, at distance 0: the second nearest is the nearest other
-    return _two(labels, spacing, 0.0, reach, ignore_zero=False)[1]
+    _, second, unit = _two(labels, spacing, 0.0, reach, ignore_zero=False)
+    return _length(second, unit)
 
 
 def _two(
     labels: np.ndarray, spacing: Sequence[float], reach1: float, reach2: float, *, ignore_zero: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to the nearest and second nearest value, exact up to reach1 and reach2."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Squared distances to the nearest and second nearest value, exact up to reach1 and reach2, and their unit."""
     if labels.size and labels.max() >= 2**31:  # numbers too large for what follows; zero stays zero
         present, numbered = np.unique(labels, return_inverse=True)
         labels = numbered.reshape(labels.shape) + int(present[0] != 0)
@@ -79,8 +81,8 @@ def _two(
     for axis in range(1, labels.ndim - 1):
         nearest = _merge(nearest, axis, steps[axis], reach2)
     pair = nearest[::2] if labels.ndim == 1 else _finish(nearest, turned, steps[0], reach1, reach2, ignore_zero)
-    first, second = (np.transpose(_length(a, unit), np.argsort(order)) for a in pair)
-    return first, second
+    first, second = (np.transpose(a, np.argsort(order)) for a in pair)
+    return first, second, unit
 
 
 def _length(squared: np.ndarray, unit: float) -> np.ndarray:
