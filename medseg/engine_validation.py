@@ -89,7 +89,7 @@ class Validator:
             network: in any mode; it is put back into it.
             cases: ids; all when None.
             group: the processes that share the work; every one of them gets the result.
-            check_stop: called between cases; may raise.
+            check_stop: called between cases, equally often in all processes; may raise.
         """
         group = group or Group()
         names = list(cases if cases is not None else self.stored)
@@ -98,8 +98,11 @@ class Validator:
         mine = names if pooled or group.world == 1 else names[group.rank :: group.world]
         mine = [] if pooled and group.rank > 0 else mine
         results, picture = [], None
-        for name in mine:
-            check_stop()
+        for turn in range(len(names) if pooled else -(-len(names) // group.world)):
+            check_stop()  # by all processes, also by one that has no case left
+            if turn >= len(mine):
+                continue
+            name = mine[turn]
             label, probabilities = self.predict(network, name)
             results.append(self.measure(name, label, probabilities))
             if picture is None:

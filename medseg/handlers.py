@@ -111,10 +111,9 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     if due:
 
         def check_stop() -> None:
-            # alone, a process would leave the others waiting: with several, all stop after the validation
-            if signals.received and session.group.world == 1:
+            if number := session.group.any(signals.received):
                 session.save()
-                raise Stopped(signals.received)
+                raise Stopped(number)
 
         cases = session.validator.choose(train.validation_cases)
         session.validation = session.validator(

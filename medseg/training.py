@@ -203,8 +203,8 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
             output.close(session)
 
     def check_stop() -> None:
-        if signals.received and session.group.world == 1:
-            raise Stopped(signals.received)
+        if number := session.group.any(signals.received):
+            raise Stopped(number)
 
     load_best(session)
     if (threshold := choose_threshold(session)) is not None:

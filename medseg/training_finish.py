@@ -34,13 +34,18 @@ def predict_validation(
     """
     folder = session.run.path / "validation"
     names = session.validator.choose(None)
-    for name in names[session.group.rank :: session.group.world]:
-        check_stop()
+    group = session.group
+    mine = names[group.rank :: group.world]
+    for turn in range(-(-len(names) // group.world)):
+        check_stop()  # by all processes, also by one that has no case left
+        if turn >= len(mine):
+            continue
+        name = mine[turn]
         label, _ = session.validator.predict(session.step.validated, name, exact=True)
         case = cases[name]
         like = _like(case, session.spec.affine, session.validator.stored[name].native, session.spec.in_channels)
         write_label(folder / output_name(case), label, like, description="medseg validation")
-    session.group.wait()
+    group.wait()
     return folder
 
 
