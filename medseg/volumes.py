@@ -15,9 +15,10 @@ import numpy as np
 from medseg.errors import DataError, FormatError, LabelError, MedsegError
 from medseg.volumes_colour import apply_palette, to_channels
 from medseg.volumes_geometry import Geometry, Volume, axis_codes, check_pair, reorient
+from medseg.volumes_image import Raw
 from medseg.volumes_inputs import case_id, find_format, list_inputs, natural_key
 from medseg.volumes_labels import check_values, interpret
-from medseg.volumes_raw import Raw, read_raw, read_raw_header, read_raw_window
+from medseg.volumes_raw import read_raw, read_raw_header, read_raw_window
 from medseg.volumes_seg import write_segmentation
 from medseg.volumes_write import open_label_writer, write_label, write_overlay
 

@@ -23,7 +23,7 @@ from medseg.errors import DataError, FormatError, MedsegError, collect
 from medseg.files import require_file, sha256_file
 from medseg.volumes_dicom_grid import Slice, find_grid
 from medseg.volumes_geometry import Geometry
-from medseg.volumes_raw import Raw
+from medseg.volumes_image import Raw
 
 __all__ = ["read_series", "read_series_header", "scan_series", "series_id"]
 

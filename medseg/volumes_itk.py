@@ -21,7 +21,7 @@ from medseg.errors import DataError, FormatError, GeometryError
 from medseg.files import require_file
 from medseg.volumes_geometry import Geometry, check_affine
 from medseg.volumes_gzip import RATIO, too_short
-from medseg.volumes_raw import Raw
+from medseg.volumes_image import Raw
 
 __all__ = ["read_itk", "read_itk_header"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from medseg.errors import LabelError, UsageError
 from medseg.volumes_colour import apply_palette, is_grey
-from medseg.volumes_raw import Raw
+from medseg.volumes_image import Raw
 
 __all__ = ["check_values", "colours_to_index", "interpret", "smallest_type", "to_integers", "value_counts"]
 

@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from medseg.errors import DataError, FormatError
 from medseg.volumes_geometry import Geometry
+from medseg.volumes_image import Raw
 from medseg.volumes_inputs import find_format
 from medseg.volumes_nifti import NiftiHeader, read_nifti, read_nifti_header, read_nifti_window
 from medseg.volumes_pictures import check_size, picture_size, read_picture
 
 __all__ = ["Raw", "read_raw", "read_raw_header", "read_raw_window"]
-
-
-@dataclass(frozen=True)
-class Raw:
-    """An image as a format's reader returns it.
-
-    Attributes:
-        array: (*spatial) for kind "grey" and "palette" (indices); (*spatial, n) for "colour" and "axis".
-        geometry: the grid.
-        format: as Volume.format.
-        header: as Volume.header.
-        kind: "grey", "palette", "colour" (bands of one pixel) or "axis" (a fourth dimension of a volume).
-        palette: (n, 3) uint8 for "palette".
-        bits: per stored value.
-        notes: as Volume.notes.
-    """
-
-    array: np.ndarray
-    geometry: Geometry
-    format: str
-    header: Any
-    kind: str = "grey"
-    palette: np.ndarray | None = None
-    bits: int = 0
-    notes: tuple[str, ...] = ()
 
 
 def read_raw(

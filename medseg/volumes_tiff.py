@@ -18,8 +18,8 @@ import numpy as np
 from medseg.errors import DataError, FormatError, MedsegError
 from medseg.files import require_file
 from medseg.volumes_geometry import Geometry
+from medseg.volumes_image import Raw
 from medseg.volumes_pictures import check_size
-from medseg.volumes_raw import Raw
 
 __all__ = ["read_tiff", "read_tiff_header", "read_tiff_window"]
 
