@@ -262,7 +262,7 @@ def _bootstrap_interval(
 def _between(limit: float, usual: float) -> float:
     """The bootstrap's limit, tempered by Student's.
 
-    Where it is the narrower of the two it goes half the way: resampling knows too little of a tail with few cases in it.
+    Where it is the narrower of the two it goes half the way: resampling knows little of a tail with few cases in it.
     With few groups some resamples have nearly no spread and their t explodes: it is at most twice Student's.
     """
     return min(limit, 2 * usual) if limit >= usual else (max(limit, 0.0) + usual) / 2
