@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,8 +167,6 @@ def test_interrupted_during_validation_it_validates_when_resumed(reference, plac
 
 
 def test_a_finished_run_is_not_resumed_but_can_be_extended(reference, place, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(reference, copy)
     with pytest.raises(UsageError, match="nothing to continue"):
@@ -194,8 +193,6 @@ def test_nothing_to_resume_is_an_error(place, tmp_path):
 
 
 def test_a_damaged_last_checkpoint_costs_one_interval_and_is_told(reference, place, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(reference, copy)
     raw = bytearray((copy / "last.pt").read_bytes())
@@ -358,39 +355,50 @@ def start(place: Path, arguments: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def kill_and_resume(place: Path, output: Path, pipeline: Path, delay: float, resumes: int = 40) -> Path:
-    """Train in a process of its own, kill it again and again, until a session ends by itself."""
-    generator = random.Random(int(delay * 1e6))
+def kill_and_resume(place: Path, output: Path, pipeline: Path, kills: int, seed: int) -> tuple[Path, int]:
+    """Train in a process of its own, kill it `kills` times at random moments, and let the last session end."""
+    generator, done = random.Random(seed), 0
     process = start(place, [str(pipeline), "-o", str(output), "--no-report"])
-    for _ in range(resumes):
-        deadline = time.monotonic() + 60
-        while not list(output.glob("*/*/last.pt")) and process.poll() is None and time.monotonic() < deadline:
+    for _ in range(kills):
+        # training has begun when status.json names the process; the moment after that is random
+        end = time.monotonic() + 120
+        while process.poll() is None and not any(
+            json.loads(path.read_text()).get("process") == process.pid for path in output.glob("*/*/status.json")
+        ):
+            assert time.monotonic() < end
             time.sleep(0.01)
-        time.sleep(generator.uniform(0, delay))
-        if process.poll() is None:
+        time.sleep(generator.uniform(0, 3))
+        killed = process.poll() is None
+        if killed:
             os.killpg(process.pid, signal.SIGKILL)
         _, errors = process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, errors
-        folder = next(path.parent for path in output.glob("*/*/last.pt"))
-        process = start(place, ["--resume", str(folder), "--no-report"])
-        time.sleep(3.0)  # imports
-    else:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    return next(path.parent for path in output.glob("*/*/last.pt"))
+        assert process.returncode == (-signal.SIGKILL if killed else 0), errors
+        done += killed
+        folder = next(output.glob("*/*"))
+        if not killed:
+            return folder, done
+        if not (folder / "last.pt").exists():  # before the first save there is nothing to continue: begin again
+            shutil.rmtree(folder)
+            process = start(place, [str(pipeline), "-o", str(output), "--no-report"])
+        else:
+            process = start(place, ["--resume", str(folder), "--no-report"])
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return next(output.glob("*/*")), done
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments_it_ends_in_the_same_weights(place, tmp_path, workers):
-    plan = tiny_pipeline(epochs=20, iterations_per_epoch=10, save_minutes=0.002, workers=workers)
+    plan = tiny_pipeline(epochs=20, iterations_per_epoch=10, save_minutes=0.002, workers=workers, ema=0.9)
     (tmp_path / "tiny.yaml").write_text(to_yaml(plan))
     expected = run(place, plan, output=tmp_path / "whole")
-    for number in range(5):
-        folder = kill_and_resume(place, tmp_path / f"killed{number}", tmp_path / "tiny.yaml", delay=1.0 + number * 0.37)
+    kills = 0
+    for number in range(3):
+        folder, done = kill_and_resume(place, tmp_path / f"killed{number}", tmp_path / "tiny.yaml", 4, seed=number)
         assert_equal_runs(expected, folder)
+        kills += done
+    assert kills >= 6
 
 
 def test_a_second_signal_leaves_at_once(monkeypatch):
