@@ -4,7 +4,7 @@
     python benchmarks/nuclei_ablation.py elastic --data DATA --minutes 4 --seeds 0 1 2
 
 `separation` trains the pipeline `cell` on fold 0 with and without the weight map (touching nuclei are parted in both).
-`elastic` takes 20 images, trains on 10 and validates on the other 10, with elastic deformation at the pipeline's setting
+`elastic` takes 20 images, trains on 10 and validates on 10, with elastic deformation at the pipeline's setting
 and at sigma 0 (rotation, scaling and flips stay). A seed also chooses the folds; the two runs of a seed share them.
 Prints a Markdown row for each run: AP at IoU 0.5 and 0.75 and the number of merged nuclei, that is reference nuclei of
 which more than half lies in a predicted object that also holds more than half of another.
