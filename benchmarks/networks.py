@@ -1,19 +1,21 @@
 """Training step and inference time, memory and parameters of medseg's networks against their peers.
 
-Claim: at equal channels, on the same input, in the same precision, a training step and an inference of ours take no
-longer than those of MONAI's BasicUNet, UNet and AttentionUnet and of segmentation_models_pytorch's Unet.
+Question: at equal channels, on the same input, in the same precision, does a training step or an inference of ours take
+longer than that of MONAI's BasicUNet, UNet and AttentionUnet and of segmentation_models_pytorch's Unet? See RESULTS.md.
 
-    python benchmarks/networks.py [--device cpu|cuda] [--rounds 5] [--only WORD]
+    python benchmarks/networks.py [--device cpu|cuda] [--threads 1] [--rounds 3] [--only WORD]
 
-Ours and the peer take turns in one process, each in both memory layouts; the shortest time of
-either side counts, because a shared machine only ever adds to a time. Printed is the ratio peer / ours. Peers that are
-not installed are named and left out. GFLOP says where equal channels are not equal work: MONAI's UNet has no level at
-full resolution, its AttentionUnet one convolution a decoder level where the published network has two.
+Ours and the peer take turns in one process, each in both memory layouts; the shortest time of either side counts. With
+one thread on the CPU it is that thread's processor time, which other programs on the machine disturb little; otherwise
+it is wall time. Printed is the ratio peer / ours. Peers that are not installed are named and left out. GFLOP says where
+equal channels are not equal work: MONAI's UNet has no level at full resolution, its AttentionUnet one convolution a
+decoder level where the published network has two.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,15 +50,15 @@ def matches() -> Iterator[Match]:
     def unet(dims: int, **options) -> UNet:
         return UNet(dims, 1, 2, **{"channels": wide, "padding": "same", "norm": "batch", "dropout": 0.0, **options})
 
-    yield Match("BasicUNet 2-D, batch norm", lambda: unet(2), lambda: basic(2, "batch"), (2, 1, 192, 192))
+    yield Match("BasicUNet 2-D, batch norm", lambda: unet(2), lambda: basic(2, "batch"), (1, 1, 192, 192))
     yield Match(
-        "BasicUNet 2-D, instance norm", lambda: unet(2, norm="instance"), lambda: basic(2, "instance"), (2, 1, 192, 192)
+        "BasicUNet 2-D, instance norm", lambda: unet(2, norm="instance"), lambda: basic(2, "instance"), (1, 1, 192, 192)
     )
     yield Match("BasicUNet 3-D, batch norm", lambda: unet(3), lambda: basic(3, "batch"), (1, 1, 48, 48, 48))
     # MONAI's UNet has one convolution a level, or residual units of two, none of them at full resolution
     one = {"channels": small, "convs_per_level": 1, "down": "conv"}
     two = {"channels": small, "down": "conv"}
-    for dims, shape in ((2, (2, 1, 192, 192)), (3, (1, 1, 48, 48, 48))):
+    for dims, shape in ((2, (1, 1, 192, 192)), (3, (1, 1, 48, 48, 48))):
         for units, options in ((0, one), (2, two)):
             yield Match(
                 f"UNet {dims}-D, {units} residual units",
@@ -66,7 +68,7 @@ def matches() -> Iterator[Match]:
                 ),
                 shape,
             )
-    for dims, shape in ((2, (2, 1, 128, 128)), (3, (1, 1, 32, 32, 32))):
+    for dims, shape in ((2, (1, 1, 128, 128)), (3, (1, 1, 32, 32, 32))):
         yield Match(
             f"AttentionUnet {dims}-D",
             lambda dims=dims: AttentionUNet(dims, 1, 2, wide, gate="additive_full", up="transpose"),
@@ -80,23 +82,25 @@ def matches() -> Iterator[Match]:
             shape,
         )
     try:
-        # timm asks torchvision for a class beside an operator that builds without its C++ part lack
-        torch.library.define("torchvision::nms", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        # timm asks torchvision for a class that stands beside operators; builds without their C++ part lack these
+        for operator in ("nms", "qnms"):
+            with contextlib.suppress(RuntimeError):
+                torch.library.define(f"torchvision::{operator}", "(Tensor boxes, Tensor scores, float t) -> Tensor")
         import segmentation_models_pytorch as smp
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         print(f"left out: segmentation_models_pytorch ({error})")
         return
     yield Match(
         "smp Unet, resnet34",
         lambda: ResUNet(2, 3, 2),
         lambda: smp.Unet("resnet34", encoder_weights=None, in_channels=3, classes=2),
-        (2, 3, 192, 192),
+        (1, 3, 192, 192),
     )
     yield Match(
         "smp Linknet, resnet34",
         lambda: ResUNet(2, 3, 2),
         lambda: smp.Linknet("resnet34", encoder_weights=None, in_channels=3, classes=2),
-        (2, 3, 192, 192),
+        (1, 3, 192, 192),
     )
 
 
@@ -130,13 +134,15 @@ def measure(runners: list[Runner], what: str, rounds: int) -> list[float]:
         getattr(runner, what)()
     times: list[list[float]] = [[] for _ in runners]
     cuda = runners[0].images.is_cuda
+    # backward runs in the calling thread on the CPU, so that its clock sees the whole step
+    clock = time.thread_time if torch.get_num_threads() == 1 and not cuda else time.perf_counter
     for _ in range(rounds):
         for runner, found in zip(runners, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             getattr(runner, what)()
             if cuda:
                 torch.cuda.synchronize()
-            found.append(time.perf_counter() - start)
+            found.append(clock() - start)
     return [min(found) for found in times]
 
 
@@ -168,10 +174,12 @@ def giga_flops(runner: Runner) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of a match's name")
     options = parser.parse_args()
-    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} thread(s)")
     print("| peer | input | step ours / peer (ms) | step ratio | inference ours / peer (ms) | inference ratio |"
           " kept ours / peer (MiB) | GFLOP ours / peer | parameters ours / peer (M) |")  # fmt: skip
     print("|" + " --- |" * 9)
