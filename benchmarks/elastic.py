@@ -1,4 +1,4 @@
-"""Elastic deformation of image and label against MONAI, TorchIO, batchgeneratorsv2, albumentations: interleaved medians.
+"""Elastic deformation of image and label against MONAI, TorchIO, batchgeneratorsv2, albumentations: medians.
 
     python benchmarks/elastic.py [3d] [2d] [gpu] [cpu-seconds]
 

@@ -2,8 +2,8 @@
 
     python benchmarks/weight_map.py [small] [large] [volume] [contour] [cpu-seconds]
 
-Claims: 512^2 with about 370 cells at least 100x faster, difference at most 1e-4; 10 000 cells on 4096^2 in under 5 s and
-under 1 GB (the process as a whole, measured in a fresh one); a volume with 5 x 0.8 x 0.8 mm spacing equal to the
+Claims: 512^2 with about 370 cells at least 100x faster, difference at most 1e-4; 10 000 cells on 4096^2 in under 5 s
+and under 1 GB (the process as a whole, measured in a fresh one); a volume with 5 x 0.8 x 0.8 mm spacing equal to the
 definition. `cpu-seconds` counts processor time instead of wall-clock time, for a machine that others use too.
 """
 
@@ -131,7 +131,8 @@ def main() -> None:
     if os.environ.get("MEDSEG_BENCHMARK_CHILD") != "1":
         print(f"numpy {np.__version__}, {clock.__name__}, load {os.getloadavg()[0]:.1f}")
         print(
-            "| case | medseg | one distance transform per instance | ratio | largest difference |\n|---|---|---|---|---|"
+            "| case | medseg | one distance transform per instance | ratio | largest difference |\n"
+            "|---|---|---|---|---|"
         )
     if "small" in wanted:
         compare("512^2, 370 cells", draw_cells(512, 370), None, (5, 3))

@@ -42,8 +42,8 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if instances.size == 0:
         return instances.copy(), gap
     # instances from small to large: the higher rank gives way; background ranks highest, it is in nobody's way
-    values, ranked = _ranked(instances)
-    if np.count_nonzero(values) < 2:
+    ranked, sizes = _ranked(instances)
+    if len(sizes) - int((instances == 0).any()) < 2:
         return instances.copy(), gap
     lowest = ranked
     for axis in range(instances.ndim):
@@ -51,22 +51,22 @@ def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     gap = (lowest < ranked) & (instances != 0)
     if not gap.any():
         return instances.copy(), gap
-    left = np.bincount(ranked[~gap], minlength=len(values))
+    left = sizes - np.bincount(ranked[gap], minlength=len(sizes))
     for gone in np.flatnonzero(left == 0):
         own = ranked == gone
         yielding = ndimage.binary_dilation(own, np.ones((3,) * own.ndim)) & ~own & ~gap & (instances != 0)
-        losses = np.bincount(ranked[yielding], minlength=len(values))
+        losses = np.bincount(ranked[yielding], minlength=len(sizes))
         if ((losses > 0) & (losses == left)).any():
             continue  # it could only be kept by losing another one
         gap[own], gap[yielding] = False, True
-        left += np.bincount(ranked[own], minlength=len(values)) - losses
+        left += np.bincount(ranked[own], minlength=len(sizes)) - losses
     parted = instances.copy()
     parted[gap] = 0
     return parted, gap
 
 
 def _ranked(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values present, and each voxel's rank among them: by size, then by number, 0 last."""
+    """Each voxel's rank among the values present (by size, then by number, 0 last), and the size of each rank."""
     highest = int(instances.max())
     if instances.min() < 0 or highest > max(4 * instances.size, 2**16):
         values, numbered, sizes = np.unique(instances, return_inverse=True, return_counts=True)
@@ -76,13 +76,11 @@ def _ranked(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         counts = np.bincount(instances.ravel())
         values, numbered = np.flatnonzero(counts), instances
         sizes = counts[values]
-    rank = np.empty(len(values), np.int32)
-    rank[np.lexsort((values, sizes, values == 0))] = np.arange(len(values), dtype=np.int32)
-    if numbered is instances:
-        table = np.zeros(highest + 1, np.int32)
-        table[values] = rank
-        rank = table
-    return values, rank[numbered]
+    order = np.lexsort((values, sizes, values == 0))
+    kind = np.int16 if len(values) < 2**15 else np.int32
+    table = np.zeros(highest + 1 if numbered is instances else len(values), kind)
+    table[values[order] if numbered is instances else order] = np.arange(len(values), dtype=kind)
+    return table[numbered], sizes[order]
 
 
 def _lowest_of_three(values: np.ndarray, axis: int) -> np.ndarray:

@@ -222,15 +222,7 @@ def _finish(
             best, value = d1[rows].copy(), v1[rows].copy()
             if ignore_zero:
                 best[own[rows, columns] != 0] = 0  # nothing is nearer: they do not keep the search going
-            for size, length in _sizes(n, step, reach1, best.dtype):
-                if length >= best.max():
-                    break
-                for offset in (size, -size):
-                    mine, theirs = _overlap(rows, offset, n)
-                    candidate = d1[theirs] + length
-                    nearer = candidate < best[mine]
-                    np.copyto(best[mine], candidate, where=nearer)
-                    np.copyto(value[mine], v1[theirs], where=nearer)
+            _nearest(best, value, d1, v1, rows, step, reach1)
             other = np.where(v1[rows] != value, d1[rows], d2[rows])
             idle = best > reach1**2 * (1 + 1e-6)
             if ignore_zero:
@@ -240,6 +232,22 @@ def _finish(
             other[idle] = far
             first[rows, columns], second[rows, columns] = best, other
     return first.reshape(labels.shape), second.reshape(labels.shape)
+
+
+def _nearest(
+    best: np.ndarray, value: np.ndarray, d1: np.ndarray, v1: np.ndarray, rows: slice, step: float, reach: float
+) -> None:
+    """Lower `best` to the squared distance of the nearest value over the first axis's window, `value` to that value."""
+    candidate_room, nearer_room = np.empty_like(best), np.empty(best.shape, bool)
+    for size, length in _sizes(len(d1), step, reach, best.dtype):
+        if length >= best.max():
+            break
+        for offset in (size, -size):
+            mine, theirs = _overlap(rows, offset, len(d1))
+            candidate = np.add(d1[theirs], length, out=candidate_room[mine])
+            nearer = np.less(candidate, best[mine], out=nearer_room[mine])
+            np.minimum(best[mine], candidate, out=best[mine])
+            np.copyto(value[mine], v1[theirs], where=nearer)
 
 
 def _nearest_other(

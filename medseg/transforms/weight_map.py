@@ -205,11 +205,11 @@ def _check_term(w0: float, sigma: float, mode: str) -> None:
 
 def _box_of_changes(instances: np.ndarray, step: tuple[float, ...], reach: float) -> tuple[slice, ...] | None:
     """The box outside of which nothing is within reach of a boundary; None when there is no boundary."""
-    box = []
+    box, filled = [], instances != 0
     for axis, s in enumerate(step):
         others = tuple(a for a in range(instances.ndim) if a != axis)
         # planes that hold any instance; where every plane does, the box is the image
-        planes = np.flatnonzero(instances.any(axis=others))
+        planes = np.flatnonzero(filled.any(axis=others))
         if not planes.size:
             return None
         margin = math.ceil(reach / s)
