@@ -113,7 +113,8 @@ def _scan(labels: np.ndarray, step: float, reach: float, number: Any, ignore_zer
         right, right2 = (a[:, ::-1] for a in _from_left(part[:, ::-1], bits, ignore_zero))
         turn = right < left
         near, far = np.minimum(left, right), np.maximum(left, right)
-        near2, far2 = np.where(turn, right2, left2), np.where(turn, left2, right2)
+        near2 = np.where(turn, right2, left2)
+        far2 = left2 ^ right2 ^ near2
         # second: the far side's nearest or, if that is the same value, its next; or the near side's next
         second = np.minimum(near2, np.where(((near ^ far) & value_bits) == 0, far2, far))
         for (distance, value), source in zip((out[:2], out[2:]), (near, second), strict=True):
@@ -208,70 +209,75 @@ def _finish(
     own = labels.reshape(n, -1)
     first, second = np.full_like(c1, far), np.full_like(c1, far)
     width = max(1, _BLOCK // min(n, _ROWS))
-    halo = math.floor(reach2 / step)
+    halo = min(n - 1, math.floor(reach2 / step * (1 + 1e-6)))
     for left in range(0, c1.shape[1], width):
         columns = slice(left, left + width)
-        # copies, because the rows of a block are then next to each other
-        d1, v1, d2 = (np.ascontiguousarray(a[:, columns]) for a in (c1, l1, c2))
+        # rows of a block next to each other, and nothing beyond the ends: every shift is one plain slice
+        lines = tuple(
+            np.full((n + 2 * halo, len(c1[0, columns])), v, a.dtype) for a, v in ((c1, far), (l1, 0), (c2, far))
+        )
+        for line, a in zip(lines, (c1, l1, c2), strict=True):
+            line[halo : halo + n] = a[:, columns]
         for start in range(0, n, _ROWS):
             rows = slice(start, min(start + _ROWS, n))
-            around = slice(max(0, start - halo), rows.stop + halo)
-            known = v1[around][d1[around] < far]
-            if known.size == 0 or (known.min() == known.max() and d2[around].min() >= far):
+            window = tuple(line[start : rows.stop + 2 * halo] for line in lines)
+            known = window[1][window[0] < far]
+            if known.size == 0 or (known.min() == known.max() and window[2].min() >= far):
                 continue  # fewer than two values within reach
-            best, value = d1[rows].copy(), v1[rows].copy()
-            if ignore_zero:
-                best[own[rows, columns] != 0] = 0  # nothing is nearer: they do not keep the search going
-            _nearest(best, value, d1, v1, rows, step, reach1)
-            other = np.where(v1[rows] != value, d1[rows], d2[rows])
-            idle = best > reach1**2 * (1 + 1e-6)
-            if ignore_zero:
-                idle |= own[rows, columns] != 0
-            other[idle] = 0
-            _nearest_other(other, value, (d1, v1, d2), rows, step, reach2)
-            other[idle] = far
-            first[rows, columns], second[rows, columns] = best, other
+            idle = own[rows, columns] != 0 if ignore_zero else np.zeros_like(own[rows, columns], bool)
+            best, value = _nearest(window, idle, halo, step, reach1)
+            idle |= best > reach1**2 * (1 + 1e-6)
+            first[rows, columns], second[rows, columns] = best, _nearest_other(window, value, idle, halo, step)
     return first.reshape(labels.shape), second.reshape(labels.shape)
 
 
 def _nearest(
-    best: np.ndarray, value: np.ndarray, d1: np.ndarray, v1: np.ndarray, rows: slice, step: float, reach: float
-) -> None:
-    """Lower `best` to the squared distance of the nearest value over the first axis's window, `value` to that value."""
-    candidate_room, nearer_room = np.empty_like(best), np.empty(best.shape, bool)
-    for size, length in _sizes(len(d1), step, reach, best.dtype):
+    window: tuple[np.ndarray, ...], idle: np.ndarray, halo: int, step: float, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distance to the nearest value over the first axis's window, and that value; 0 where idle."""
+    d1, v1, _ = window
+    n = len(d1) - 2 * halo
+    best, value = d1[halo : halo + n].copy(), v1[halo : halo + n].copy()
+    best[idle] = 0  # nothing is nearer: these do not keep the search going
+    room, nearer = np.empty_like(best), np.empty(best.shape, bool)
+    for size in range(1, min(halo, math.floor(reach / step * (1 + 1e-6))) + 1):
+        length = best.dtype.type((size * step) ** 2)
         if length >= best.max():
             break
-        for offset in (size, -size):
-            mine, theirs = _overlap(rows, offset, len(d1))
-            candidate = np.add(d1[theirs], length, out=candidate_room[mine])
-            nearer = np.less(candidate, best[mine], out=nearer_room[mine])
-            np.minimum(best[mine], candidate, out=best[mine])
-            np.copyto(value[mine], v1[theirs], where=nearer)
+        for at in (halo - size, halo + size):
+            np.add(d1[at : at + n], length, out=room)
+            np.less(room, best, out=nearer)
+            np.minimum(best, room, out=best)
+            np.copyto(value, v1[at : at + n], where=nearer)
+    return best, value
 
 
 def _nearest_other(
-    other: np.ndarray, value: np.ndarray, lines: tuple[np.ndarray, ...], rows: slice, step: float, reach: float
-) -> None:
-    """Lower `other` to the squared distance of the nearest value that is not `value`, over the first axis's window."""
-    d1, v1, d2 = lines
-    n = len(d1)
+    window: tuple[np.ndarray, ...], value: np.ndarray, idle: np.ndarray, halo: int, step: float
+) -> np.ndarray:
+    """Squared distance to the nearest value that is not `value` over the first axis's window; far where idle."""
+    d1, v1, d2 = window
+    n, far = len(value), _FAR[d1.dtype.type]
+    here = slice(halo, halo + n)
+    other = np.where(v1[here] != value, d1[here], d2[here])
+    other[idle] = 0
     # an integer as wide as the distances: floats not below 0 are ordered like their bits
     whole = value.dtype
-    b1, b2 = d1.view(whole), d2.view(whole)
-    room = np.empty_like(value)
-    for size, length in _sizes(n, step, reach, d1.dtype):
+    b1, b2, mask = d1.view(whole), d2.view(whole), np.empty_like(value)
+    candidate = mask.view(d1.dtype)
+    for size in range(1, halo + 1):
+        length = d1.dtype.type((size * step) ** 2)
         if length >= other.max():
             break
-        for offset in (size, -size):
-            mine, theirs = _overlap(rows, offset, n)
+        for at in (halo - size, halo + size):
             # d2 where the nearest there is the value itself, else d1 (never larger): max(d1, d2 & mask), all bits set
             # where the values are equal. numpy's `where` takes longer than these five together.
-            mask = np.bitwise_xor(v1[theirs], value[mine], out=room[mine])
+            np.bitwise_xor(v1[at : at + n], value, out=mask)
             np.minimum(mask, 1, out=mask)
             np.subtract(mask, 1, out=mask)
-            np.bitwise_and(mask, b2[theirs], out=mask)
-            np.maximum(mask, b1[theirs], out=mask)
-            candidate = mask.view(d1.dtype)
+            np.bitwise_and(mask, b2[at : at + n], out=mask)
+            np.maximum(mask, b1[at : at + n], out=mask)
             np.add(candidate, length, out=candidate)
-            np.minimum(other[mine], candidate, out=other[mine])
+            np.minimum(other, candidate, out=other)
+    other[idle] = far
+    return other
