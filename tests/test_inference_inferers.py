@@ -162,6 +162,16 @@ def test_constant_windows_are_computed_once_and_change_nothing():
     assert constant_value(torch.arange(9.0).view(1, 3, 3)) is None
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_several_constants_are_not_mixed_up(batch):
+    image = torch.zeros(1, 1, 120, 60)
+    for first in range(0, 120, 24):  # broad stripes of two values: windows of either value in one batch
+        image[..., first : first + 12, :30] = 1.0
+    image[..., 30:] = 2.0
+    for inferer in (OverlapTileInferer(tile=10, batch=batch), GaussianTileInferer(4, batch=batch)):
+        assert torch.allclose(inferer(image, Identity(2)), image, atol=1e-6)
+
+
 def test_masked_tiles_are_skipped_and_labelled_ones_never():
     network = Identity(2)
     image = torch.randn((1, 64, 64), generator=torch.Generator().manual_seed(7))
@@ -270,8 +280,8 @@ def test_wrong_dimensions_and_options_are_refused():
 
 
 def test_activation_bytes_are_those_of_the_largest_moment():
-    # the second convolution: its input of 8 channels, its output of 1, the image of 1, and a workspace of 16
+    # the second convolution: input of 8 channels, output of 1, image of 1, workspace of 16, output of a batch before
     chain = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(True), torch.nn.Conv2d(8, 1, 1))
-    assert peak_activation_bytes(chain, (1, 1, 32, 32)) == 32 * 32 * 4 * (8 + 1 + 1 + 16)
+    assert peak_activation_bytes(chain, (1, 1, 32, 32)) == 32 * 32 * 4 * (8 + 1 + 1 + 16 + 1)
     small, large = (bytes_per_voxel(small_unet(3, "same", norm="batch"), 1, (n,) * 3) for n in (32, 96))
     assert small == pytest.approx(large, rel=0.05)

@@ -110,6 +110,7 @@ def predict_case(  # type: ignore[misc]
     source = SliceBlocks(inferer) if dims == 2 and len(size) == 3 else inferer
     for block in source.blocks(image, networks, axis=grid.axis, mask=inside, device=device):
         labels.add(_inside(block, inside))
+        del block  # its logits must not live on while the next tile is computed
     result = labels.finish()
     probabilities = whole[0] if whole else None
     if want_probabilities and probabilities is None:

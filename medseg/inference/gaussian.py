@@ -23,6 +23,7 @@ from medseg.inference.windows import constant_value, network_geometry, read_wind
 
 __all__ = ["GaussianTileInferer"]
 
+_AT_ONCE = 2**25  # values of a finished piece (128 MiB)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -130,28 +131,23 @@ class GaussianTileInferer(TileInferer):
                     for p in chosen
                 ]
                 keys = [constant_value(window) for window in windows]
-                known = [constant is not None and key is not None and constant[0] == key for key in keys]
-                fresh = [window for window, seen in zip(windows, known, strict=True) if not seen]
+                known = [constant[1] if constant is not None and constant[0] == key else None for key in keys]
+                fresh = [window for window, seen in zip(windows, known, strict=True) if seen is None]
                 logits = iter(self._logits(passes, fresh, limit, plan))
                 for place, key, seen in zip(chosen, keys, known, strict=True):
-                    values = constant[1] if seen and constant is not None else next(logits)
-                    if key is not None and not seen:
+                    values = next(logits) if seen is None else seen
+                    if key is not None:
                         constant = (key, values)
                     if sums is None:
                         dtype = self._dtype(values.shape[0], plan)
                         sums = _shifted(None, axis, 0, plan.output[axis], size, values.shape[:1], dtype)
                     _add(sums, norm, values, weights, place, plan, held)
+                    del values, seen
+                del windows, fresh, logits, known  # not held while the next windows are computed
                 done += len(group)
                 if self.progress is not None:
                     self.progress(done, plan.count)
-            start, stop = [0 for _ in size], list(size)
-            start[axis], stop[axis] = begin, end
-            values = None
-            if sums is not None:
-                values = sums.narrow(axis + 1, 0, end - begin).to(torch.float32, copy=True)
-                if norm is not None:
-                    values /= norm.narrow(axis, 0, end - begin).clamp_min(1e-6)
-            yield Block(tuple(start), tuple(stop), values, end)
+            yield from _finished(sums, norm, axis, begin, end, size)
 
     def _dtype(self, classes: int, plan: WindowPlan) -> torch.dtype:
         if self.accumulate != "auto":
@@ -170,6 +166,25 @@ class GaussianTileInferer(TileInferer):
             if is_out_of_memory(error):
                 raise memory_error(error, plan.window, "give a smaller roi_size or fewer mirrors") from error
             raise
+
+
+def _finished(
+    sums: torch.Tensor | None, norm: torch.Tensor | None, axis: int, begin: int, end: int, size: Sequence[int]
+) -> Iterator[Block]:
+    """What a row of windows has finished, a few planes at a time: a copy of all classes stays small."""
+    start, stop = [0 for _ in size], list(size)
+    if sums is None:
+        start[axis], stop[axis] = begin, end
+        yield Block(tuple(start), tuple(stop), None, end)
+        return
+    step = max(1, _AT_ONCE // (sums.numel() // sums.shape[axis + 1]))
+    for first in range(begin, end, step):
+        last = min(first + step, end)
+        values = sums.narrow(axis + 1, first - begin, last - first).to(torch.float32, copy=True)
+        if norm is not None:
+            values /= norm.narrow(axis, first - begin, last - first).clamp_min(1e-6)
+        start[axis], stop[axis] = first, last
+        yield Block(tuple(start), tuple(stop), values, last)
 
 
 def _box(place: Sequence[int], plan: WindowPlan, size: Sequence[int]) -> tuple[slice, ...]:

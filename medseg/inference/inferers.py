@@ -175,24 +175,25 @@ class OverlapTileInferer(TileInferer):
                 windows = [read_window(image, t.window, t.size) for t in inside]
                 keys = [constant_value(window) for window in windows]
                 fresh = [i for i, key in enumerate(keys) if key is None or known is None or known[0] != key]
-                outputs: list[torch.Tensor | None] = [None] * len(inside)
+                outputs = [None if i in fresh or known is None else known[1] for i in range(len(inside))]
                 if fresh:
                     logits = passes(torch.stack([windows[i] for i in fresh]), limit)
-                    for i, values in zip(fresh, logits, strict=True):
-                        outputs[i] = values
+                    for number, i in enumerate(fresh):
+                        outputs[i] = logits[number]
                         if keys[i] is not None:
-                            known = (keys[i], values)
+                            known = (keys[i], logits[number])
+                    del logits
                 del windows
                 place = {id(tile): i for i, tile in enumerate(inside)}
                 for tile in group:
                     count += 1
                     last = tile is tiles[-1]
-                    values = None
-                    if id(tile) in place:
-                        output = outputs[place[id(tile)]]
-                        values = output if output is not None else known[1]  # type: ignore[index]
-                        values = values[(slice(None), *tile.crop)]
-                    yield _cut(Block(tile.start, tile.stop, values, slab[1] if last else done), plan.axis, finished)
+                    block = _block(
+                        tile, outputs[place[id(tile)]] if id(tile) in place else None, slab[1] if last else done
+                    )
+                    yield _cut(block, plan.axis, finished)
+                    del block
+                del outputs  # not held while the next tile is computed
                 done = slab[1] if group[-1] is tiles[-1] else done
                 if self.progress is not None:
                     self.progress(count, total)
@@ -201,6 +202,10 @@ class OverlapTileInferer(TileInferer):
 def _probe_size(plan: TilePlan) -> tuple[int, ...]:
     """A legal window of moderate size to measure memory with; the plan's own, as nothing is computed."""
     return plan.window
+
+
+def _block(tile: Tile, output: torch.Tensor | None, complete: int) -> Block:
+    return Block(tile.start, tile.stop, None if output is None else output[(slice(None), *tile.crop)], complete)
 
 
 def _cut(block: Block, axis: int, low: int) -> Block:

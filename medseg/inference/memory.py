@@ -55,13 +55,13 @@ def _workspace(output: torch.Tensor) -> int:
 def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> int:
     """Most bytes of activations alive at once in one inference pass over an input of `shape` (B, C, *spatial).
 
-    Copies that convolutions keep while they run are counted, weights are not. The pass runs on the meta device: nothing
-    is computed and no memory is used.
+    Copies that convolutions keep while they run and the outputs of the batch before are counted, weights are not. The
+    pass runs on the meta device: nothing is computed and no memory is used.
 
     >>> round(peak_activation_bytes(torch.nn.ReLU(), (1, 1, 64, 64)) / 64**2 / 4)
-    2
-    >>> round(peak_activation_bytes(torch.nn.Conv2d(1, 8, 3, padding=1), (1, 1, 64, 64)) / 64**2 / 4)  # 1 + 8 + 16
-    25
+    3
+    >>> round(peak_activation_bytes(torch.nn.Conv2d(1, 8, 3, padding=1), (1, 1, 64, 64)) / 64**2 / 4)  # 1 + 8 + 16 + 8
+    33
     """
     if isinstance(network, torch.nn.Module):
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -71,8 +71,10 @@ def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dt
         call = network
     image = torch.empty(tuple(shape), dtype=dtype, device="meta")
     with torch.inference_mode(), _LiveBytes() as live:
-        call(image)
-    return live.peak + image.numel() * image.element_size()
+        result = call(image)
+    result = result[0] if isinstance(result, tuple | list) else result
+    # the outputs of one batch are still being reduced, or kept for windows of constant value, when the next is computed
+    return live.peak + image.nbytes + result.nbytes
 
 
 def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: bool = False) -> float:
@@ -92,8 +94,8 @@ def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: b
         device = next((p.device for p in network.parameters()), None) if isinstance(network, torch.nn.Module) else None
         image = torch.zeros(shape, device=device)
         with torch.inference_mode(), _LiveBytes() as live:
-            network(image)
-        peak = live.peak + image.nbytes
+            result = network(image)
+        peak = live.peak + image.nbytes + (result[0] if isinstance(result, tuple | list) else result).nbytes
     # autocast keeps activations in 2 bytes, but casts of the input and of the weights come on top
     return peak / math.prod(shape[2:]) * WORKSPACE * (0.6 if half else 1.0)
 
