@@ -69,7 +69,8 @@ def gaussian(channels: list[int], repeats: int) -> None:
             lambda i=ours_inferer, n=network: i(image, n), lambda p=peer, n=network: p(image, n), repeats
         )
         print(
-            f"| Gaussian, 144x144x144, {name}, {classes} classes | {ours_s:.2f} s | {peer_s:.2f} s | {peer_s / ours_s:.2f}x | "
+            f"| Gaussian, 144x144x144, {name}, {classes} classes | {ours_s:.2f} s | {peer_s:.2f} s "
+            f"| {peer_s / ours_s:.2f}x | "
             f"difference to the peer {float((ours - theirs).abs().max()):.1e} | |",
             flush=True,
         )
