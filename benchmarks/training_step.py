@@ -25,6 +25,7 @@ from medseg.losses import DistanceWeightedDiceCELoss
 from medseg.networks import UNet
 
 SIZES = {2: ((4, 1, 256, 256), (32, 64, 128, 256)), 3: ((2, 1, 64, 64, 64), (16, 32, 64, 128))}
+SMALL = {2: ((2, 1, 192, 192), (32, 64, 128)), 3: ((1, 1, 64, 64, 64), (16, 32, 64))}
 PLAIN = "PyTorch's defaults"
 QUICK = {2: ((2, 1, 64, 64), (8, 16)), 3: ((1, 1, 16, 16, 16), (8, 16))}
 
@@ -95,15 +96,15 @@ def memory(keep: bool) -> Iterator[None]:
             keep_memory(False)
 
 
-def measure(step: Callable[[], None], seconds: float, device: torch.device) -> float:
+def measure(step: Callable[[], None], seconds: float, device: torch.device, clock: Callable[[], float]) -> float:
     step()
-    count, begin = 0, time.perf_counter()
-    while count < 2 or time.perf_counter() - begin < seconds:
+    count, begin = 0, clock()
+    while count < 2 or clock() - begin < seconds:
         step()
         count += 1
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return count / (time.perf_counter() - begin)
+    return count / (clock() - begin)
 
 
 def main() -> None:
@@ -113,14 +114,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one turn of one way")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that it runs")
+    parser.add_argument("--small", action="store_true", help="a quarter of the work, for a busy machine")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="one thread, its processor time: for a busy machine"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
-    torch.set_num_threads(real_cores())
+    torch.set_num_threads(1 if options.processor_time else real_cores())
+    clock = time.process_time if options.processor_time else time.perf_counter
     half = "bf16" if supports_bf16(device) else "fp32"
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device}, number type of auto: {half}\n")
     print("| network | way | steps/s (median) | factor |\n|---|---|---|---|")
     for dims in options.dims:
-        size, channels = (QUICK if options.quick else SIZES)[dims]
+        size, channels = (QUICK if options.quick else SMALL if options.small else SIZES)[dims]
         images = torch.rand(size, device=device)
         label = torch.randint(0, 3, size, device=device)
         base = {"precision": "fp32", "last": False, "fused": False}
@@ -140,7 +146,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, (step, keep) in ways.items():
                 with memory(keep):
-                    found[name].append(measure(step, options.seconds, device))
+                    found[name].append(measure(step, options.seconds, device, clock))
         medians = {name: statistics.median(values) for name, values in found.items()}
         shown = f"UNet {dims}-D {list(channels)}, batch {'x'.join(map(str, size))}"
         for name, value in medians.items():

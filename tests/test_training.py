@@ -361,7 +361,7 @@ def kill_and_resume(place: Path, output: Path, pipeline: Path, kills: int, seed:
     process = start(place, [str(pipeline), "-o", str(output), "--no-report"])
     for _ in range(kills):
         # training has begun when status.json names the process; the moment after that is random
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while process.poll() is None and not any(
             json.loads(path.read_text()).get("process") == process.pid for path in output.glob("*/*/status.json")
         ):
