@@ -25,8 +25,8 @@ __all__ = ["BoundaryWeightMapd", "boundary_weight_map"]
 Mode = Literal["separation", "contour"]
 ClassWeights = Sequence[float] | Mapping[int, float] | Literal["balanced"] | None
 
-# Where the term is below this share of 1e-4, the accuracy that is promised, it is left out.
-_NEGLIGIBLE = 0.3e-4
+# Where the term is smaller it is left out; 1e-4 is promised.
+_NEGLIGIBLE = 0.5e-4
 
 
 def boundary_weight_map(
