@@ -63,6 +63,7 @@ class TrainConfig(Strict):
     iterations_per_epoch: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     batch: int = Field(gt=0)
     patch: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=2, max_length=3)
+    context_slices: int = Field(default=0, ge=0, le=16)
     samples_per_case: int = Field(default=1, gt=0)
     foreground: float = Field(default=0.5, ge=0, le=1)
     validate_every: int = Field(default=1, gt=0)

@@ -51,22 +51,35 @@ def check_pipeline(
             sound[path] = (part, kind)
     spec = _spec(document, found, root)
     patch = pipeline.train.patch if pipeline else None
-    if spec is not None and patch is not None and len(patch) != spec.dims:
-        place = str(document.place(("train", "patch")))
+    # two numbers for a volume: a 2-D network on its slices
+    if spec is not None and patch is not None and len(patch) > spec.dims:
         found.append(
             ConfigError(
                 f"the patch has {len(patch)} axes, the data set {spec.name} has {spec.dims}",
                 code="E118",
                 field="train.patch",
-                file=place,
+                file=str(document.place(("train", "patch"))),
                 expected=f"{spec.dims} numbers",
                 found=list(patch),
             )
         )
         patch = None
-    dims = spec.dims if spec else len(patch) if patch else 2
+    slices = pipeline.train.context_slices if pipeline else 0
+    if slices and patch is not None and (len(patch) == 3 or (spec is not None and spec.dims == 2)):
+        found.append(
+            ConfigError(
+                "context slices are for 2-D networks on volumes",
+                code="E118",
+                field="train.context_slices",
+                file=str(document.place(("train", "context_slices"))),
+                expected="0, or a patch of two numbers and a data set with three axes",
+                found=slices,
+            )
+        )
+    dims = len(patch) if patch else spec.dims if spec else 2
+    channels = (spec.in_channels if spec else 1) * (2 * slices + 1)
     for path, (part, kind) in sound.items():
-        found += _try_build(path, part, kind, document, spec, dims, patch)
+        found += _try_build(path, part, kind, document, spec, dims, channels, patch)
     return found
 
 
@@ -119,14 +132,21 @@ def _spec(document: Document, found: list[MedsegError], root: str | Path | None)
 
 
 def _try_build(
-    path: Path_, part: Component, kind: str, document: Document, spec: DatasetSpec | None, dims: int, patch: Any
+    path: Path_,
+    part: Component,
+    kind: str,
+    document: Document,
+    spec: DatasetSpec | None,
+    dims: int,
+    channels: int,
+    patch: Any,
 ) -> list[MedsegError]:
     """Build the part once with stand-ins for what only a run has: this is how its own checks are heard."""
     import torch
 
     facts: dict[str, Any] = {
         "spatial_dims": dims,
-        "in_channels": spec.in_channels if spec else 1,
+        "in_channels": channels,
         "out_channels": spec.out_channels if spec else 2,
         "params": [torch.nn.Parameter(torch.zeros(1))],
     }

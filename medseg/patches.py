@@ -52,11 +52,14 @@ class PatchReader:
             cuts off, so that it also learns the image's border.
         foreground: share of the patches that are centred on a voxel of a class other than 0; the classes that occur in
             the case are equally likely.
+        slices: of a volume's slice, this many neighbours on either side come as further channels (2.5-D): all slices
+            of the first channel in their order, then those of the next; mirrored at the volume's ends.
     """
 
     patch: tuple[int, ...]
     margin: tuple[int, ...]
     foreground: float
+    slices: int = 0
 
     def start(self, stored: Any, draw: Draw) -> tuple[int, ...]:
         """First voxel of the patch of a stored case; negative where it reaches beyond the image."""
@@ -85,7 +88,13 @@ class PatchReader:
         size = self._on(stored.shape, self.patch, 1)
         found = {}
         for name in ("image", "label", "weight", "fov"):
-            if name in stored.arrays:
+            if name not in stored.arrays:
+                continue
+            if name == "image" and self.slices and len(size) > len(self.patch):
+                wider = (*start[:-1], start[-1] - self.slices), (*size[:-1], 2 * self.slices + 1)
+                array = np.moveaxis(stored.read(name, *wider), -1, 1)
+                found[name] = np.ascontiguousarray(array).reshape(-1, *self.patch)
+            else:
                 array = stored.read(name, start, size)
                 found[name] = array[..., 0] if len(size) > len(self.patch) else array
         return found

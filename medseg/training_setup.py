@@ -111,7 +111,8 @@ def prepare(
         for name in _absent(spec, training)
         if not any(_makes_labels(part) for part in pipeline.preprocess)
     ]
-    channels = {"in_channels": _channels(training, spec), "out_channels": _classes(pipeline, spec, stored)}
+    slices = 2 * pipeline.train.context_slices + 1
+    channels = {"in_channels": slices * _channels(training, spec), "out_channels": _classes(pipeline, spec, stored)}
     network = build_network(pipeline, seed=pipeline.train.seed, **channels)
     margin = crop_margin(pipeline.train.patch, check_patch(network, pipeline.train.patch))
     augmentation = Augmentation(pipeline.augment)
@@ -119,7 +120,7 @@ def prepare(
     maker = BatchMaker(
         training,
         _epoch_samples(pipeline, len(training)),
-        PatchReader(tuple(pipeline.train.patch), margin, pipeline.train.foreground),
+        PatchReader(tuple(pipeline.train.patch), margin, pipeline.train.foreground, pipeline.train.context_slices),
         batch=pipeline.train.batch,
         seed=pipeline.train.seed,
         augmentation=None if on_device else augmentation,

@@ -133,6 +133,29 @@ def test_slices_lie_on_the_last_axis(stored):
         assert patch["label"][0, 4, 4] > 0 or start[0] in (0, 8) or start[1] in (0, 12)
 
 
+def test_neighbouring_slices_come_as_channels(stored):
+    case = stored["c1"]
+    image, label = case.read("image")[0], case.read("label")[0]
+    two = np.stack([image, -image])
+
+    class Twice:
+        shape, arrays = case.shape, {"image": None, "label": None}
+
+        def read(self, name, start, size):
+            box = tuple(slice(a, a + n) for a, n in zip(start[:2], size[:2], strict=True))
+            # numpy's reflection is the definition of what lies beyond the last slice
+            padded = np.pad({"image": two, "label": label[None]}[name], [(0, 0)] * 3 + [(4, 4)], mode="reflect")
+            return padded[(slice(None), *box, slice(start[2] + 4, start[2] + 4 + size[2]))]
+
+    reader = PatchReader((8, 8), (0, 0), 1.0, slices=2)
+    for k, places in ((0, [2, 1, 0, 1, 2]), (5, [3, 4, 5, 6, 7]), (11, [9, 10, 11, 10, 9])):
+        found = reader.read(Twice(), (3, 4, k))
+        wanted = [sign * image[3:11, 4:12, place] for sign in (1, -1) for place in places]
+        assert np.array_equal(found["image"], np.stack(wanted))
+        assert np.array_equal(found["label"], label[None, 3:11, 4:12, k])
+        assert np.array_equal(reader.read(case, (3, 4, k))["image"], np.stack(wanted[:5]))
+
+
 def test_void_and_outside_have_no_weight():
     label = torch.tensor([[[[0, 1, 255, 2]]]], dtype=torch.uint8)
     fov = torch.tensor([[[[0, 1, 1, 1]]]], dtype=torch.uint8)

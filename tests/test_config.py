@@ -231,6 +231,7 @@ def test_round_trips(folder):
         ("  patch: [32, 32]", "  patch: [32, 0]", "16:15", "train.patch.1", None),
         ("  patch: [32, 32]", "  patch: [30, 32]", "16:3", "train.patch", None),
         ("  patch: [32, 32]", "  patch: [32, 32, 32]", "16:3", "train.patch", None),
+        ("  patch: [32, 32]", "  patch: [32, 32]\n  context_slices: 1", "17:3", "train.context_slices", None),
         ("dataset: tiny", "dataset: tinny", "3:1", "dataset", "did you mean `tiny`?"),
         ("network: {UNet:", "network: {UNett:", "9:11", "network.UNett", "did you mean `UNet`?"),
         ("{channels:", "{chanels:", "9:18", "network.UNet.chanels", "did you mean `channels`?"),
@@ -272,6 +273,15 @@ def test_all_faults_of_a_pipeline_come_together(folder):
     change(folder, "UNet:", "Unet:")
     fields = {problem.field for problem in problems_of(lambda: load_pipeline("tiny"))}
     assert fields >= {"augmnet", "train.epochs", "optimizer.AdamW.lrr", "dataset", "best", "network.Unet"}
+
+
+def test_volumes_may_be_cut_into_slices(folder):
+    change(folder, "dims: 2", "dims: 3", "datasets.yaml")
+    change(folder, ".png", ".nii.gz", "datasets.yaml")
+    change(folder, "  patch: [32, 32]", "  patch: [32, 32]\n  context_slices: 1")
+    assert load_pipeline("tiny").train.context_slices == 1
+    change(folder, "[32, 32]", "[32, 32, 32]")
+    assert [problem.field for problem in problems_of(lambda: load_pipeline("tiny"))] == ["train.context_slices"]
 
 
 def test_an_unknown_pipeline_is_told_with_the_nearest(folder):

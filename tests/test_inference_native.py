@@ -12,6 +12,7 @@ from scipy.ndimage import map_coordinates
 
 from medseg.errors import GeometryError
 from medseg.inference import GaussianTileInferer, OverlapTileInferer, predict_case
+from medseg.inference.slices import SliceBlocks
 from medseg.volumes import Geometry
 
 
@@ -188,6 +189,29 @@ def test_pictures_and_slices():
             native=Geometry.of(volume.shape, affine),
         )
         assert np.array_equal(turned_back, volume)
+
+
+def test_a_network_on_neighbouring_slices():
+    class Slices(Identity):
+        """Class 1 where the sum over the slices, weighted by 1, 10, 100 ..., is above 0: gives the sum itself."""
+
+        in_channels = 6
+
+        def forward(self, windows):
+            weights = 10.0 ** torch.arange(6).reshape(1, 6, 1, 1)
+            return torch.cat([torch.zeros_like(windows[:, :1]), (windows * weights).sum(1, keepdim=True)], dim=1)
+
+    image = torch.from_numpy(np.random.default_rng(5).integers(0, 9, (2, 9, 12, 4))).float()
+    blocks = SliceBlocks(OverlapTileInferer(tile=12)).blocks(image, [Slices(2)])
+    found = np.full((9, 12, 4), np.nan)
+    for block in blocks:
+        if block.values is not None:
+            found[tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))] = block.values[1]
+    for k, (below, above) in enumerate([(1, 1), (0, 2), (1, 3), (2, 2)]):
+        order = [image[c, ..., place] for c in (0, 1) for place in (below, k, above)]
+        assert np.array_equal(found[..., k], sum(10.0**n * plane for n, plane in enumerate(order)))
+    with pytest.raises(GeometryError, match="another number of channels"):
+        list(SliceBlocks(OverlapTileInferer(tile=12)).blocks(image[:, :, :, :1].repeat(2, 1, 1, 1), [Slices(2)]))
 
 
 def test_mask_threshold_and_postprocess():

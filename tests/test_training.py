@@ -282,6 +282,23 @@ def test_slices_of_volumes_train_a_network_in_two_dimensions(place):
     assert list((folder / "validation").glob("*.nii.gz"))
 
 
+def test_neighbouring_slices_train_and_predict_alike(place):
+    folder = run(place, tiny_pipeline(patch=[8, 8], epochs=1, context_slices=1))
+    model = load_model(folder)
+    assert model.network.in_channels == 3
+    spec, split = model.dataset, json.loads((folder / "split.json").read_text())
+    cases = {case.id: case for case in find_cases(spec, place / "data")}
+    for name in split["validation"]:
+        image = np.asarray(load_sample(cases[name], spec)["image"], np.float64)[0]
+        image = np.pad((image - image.mean()) / image.std(), [(0, 0), (0, 0), (1, 1)], mode="reflect")
+        written = np.asarray(nibabel.load(folder / "validation" / f"{name}.nii.gz").dataobj)
+        with torch.inference_mode():
+            for k in range(written.shape[2]):
+                window = torch.from_numpy(np.moveaxis(image[..., k : k + 3], -1, 0)[None]).float()
+                label = model.network(window)[0].argmax(0).numpy()
+                assert (written[..., k] == label).mean() > 0.99
+
+
 def test_a_threshold_is_chosen_on_validation_cases_and_used_in_prediction(place):
     pipeline = tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}], epochs=3)
     folder = run(place, pipeline)

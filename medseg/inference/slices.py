@@ -1,4 +1,4 @@
-"""A 2-D network on a volume: slice by slice along the last axis."""
+"""A 2-D network on a volume: slice by slice along the last axis, perhaps with neighbouring slices as channels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
+from medseg.errors import GeometryError
 from medseg.inference.streams import Block, TileInferer
 
-__all__ = ["SliceBlocks"]
+__all__ = ["SliceBlocks", "neighbours"]
 
 
 class SliceBlocks:
-    """Gives a 2-D inferer's blocks for each slice of (C, i, j, k) as blocks of the volume, k ascending."""
+    """Gives a 2-D inferer's blocks for each slice of (C, i, j, k) as blocks of the volume, k ascending.
+
+    A network with an odd multiple of C input channels gets as many slices around k as channels (see `neighbours`).
+    """
 
     def __init__(self, inferer: TileInferer) -> None:
         self.inferer = inferer
@@ -28,14 +32,34 @@ class SliceBlocks:
         device: torch.device | str | None = None,
     ) -> Iterator[Block]:
         """See `TileInferer.blocks`. `complete` counts along `axis`; unless that is the last one, only the end does."""
-        depth = image.shape[-1]
+        depth, channels = image.shape[-1], image.shape[0]
+        wanted = getattr(networks[0], "in_channels", channels)
+        if wanted % channels or not wanted // channels % 2:
+            raise GeometryError("the network takes another number of channels", expected=wanted, found=channels)
+        reach = wanted // channels // 2
         axis %= image.ndim - 1
         for k in range(depth):
             inside = None if mask is None else mask[..., k]
-            for block in self.inferer.blocks(image[..., k], networks, mask=inside, device=device):
+            for block in self.inferer.blocks(neighbours(image, k, reach), networks, mask=inside, device=device):
                 last = block.complete >= image.shape[-2] and k + 1 == depth
                 complete = k if axis == image.ndim - 2 else (image.shape[axis + 1] if last else 0)
                 values = None if block.values is None else block.values[..., None]
                 yield Block((*block.start, k), (*block.stop, k + 1), values, complete)
         if axis == image.ndim - 2:
             yield Block((0, 0, 0), (0, 0, 0), None, depth)
+
+
+def neighbours(image: torch.Tensor, k: int, reach: int) -> torch.Tensor:
+    """Slices k - reach to k + reach of (C, i, j, n) as channels (C * (2 * reach + 1), i, j): those of the first channel
+    first; beyond the ends the volume is mirrored, its border slice not repeated.
+
+    >>> neighbours(torch.arange(3.0).reshape(1, 1, 1, 3), 0, 2).flatten().tolist()
+    [2.0, 1.0, 0.0, 1.0, 2.0]
+    """
+    if reach == 0:
+        return image[..., k]
+    period = max(1, 2 * (image.shape[-1] - 1))
+    places = [min(p % period, period - p % period) for p in range(k - reach, k + reach + 1)]
+    if image.shape[-1] == 1:
+        places = [0] * len(places)
+    return image[..., places].movedim(-1, 1).flatten(0, 1)

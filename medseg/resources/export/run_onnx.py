@@ -181,7 +181,10 @@ def predict(session, image, model):
     geometry = model["geometry"]
     dims = geometry["spatial_dims"]
     if image.ndim - 1 == 3 and dims == 2:  # a 2-D network goes through a volume slice by slice
-        return np.stack([predict(session, image[..., k], model) for k in range(image.shape[-1])], axis=-1)
+        reach = model["in_channels"] // len(image) // 2  # neighbouring slices as further channels
+        places = [mirrored(image.shape[-1], k - reach, 2 * reach + 1) for k in range(image.shape[-1])]
+        slices = [np.moveaxis(image[..., p], -1, 1).reshape(-1, *image.shape[1:-1]) for p in places]
+        return np.stack([predict(session, one, model) for one in slices], axis=-1)
     _name, arguments = component(model["pipeline"]["inference"])
     if not geometry["exact_under_tiling"]:
         sys.exit("this network is not exact under tiling: predict with medseg")
