@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from medseg.config_model import Strict
 
-__all__ = ["DatasetSpec", "Download", "Layout", "PartFiles", "Select", "SplitRule"]
+__all__ = ["DatasetSpec", "Download", "Layout", "Objects", "PartFiles", "Select", "SplitRule"]
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _ONE_OR_MORE = BeforeValidator(lambda v: (v,) if isinstance(v, str | dict) else tuple(v) if isinstance(v, list) else v)
@@ -108,6 +108,16 @@ class Download(Strict):
     folder: Pattern | None = None  # unpack here, below the data root
 
 
+class Objects(Strict):
+    """How single objects are told apart in a label without numbers: see `medseg.transforms.arrays.parted_components`.
+
+    `neck`: necks up to twice this many voxels wide are cut; `min_size`: smaller objects, in voxels, are none.
+    """
+
+    neck: float = Field(default=0.0, ge=0)
+    min_size: int = Field(default=1, ge=1)
+
+
 class DatasetSpec(Strict):
     """Everything that the program needs to know about a data set; facts, not choices.
 
@@ -115,7 +125,8 @@ class DatasetSpec(Strict):
     says how a stored label value becomes an index: "index" as it is, "nonzero" (anything but 0 is 1), or a mapping
     {stored: index}, where a stored 0 stays 0 unless the mapping says otherwise. `colours` maps {index: [r, g, b]} for
     labels stored as colours. `instances: components` takes connected components (faces) of each label as instances
-    where the files have no instance labels of their own.
+    where the files have no instance labels of their own; `instances: {neck: ..., min_size: ...}` does so after cutting
+    thin necks, without specks.
     """
 
     name: str
@@ -130,7 +141,7 @@ class DatasetSpec(Strict):
     files: Annotated[tuple[Layout, ...], _ONE_OR_MORE] = Field(min_length=1)
     encoding: Literal["index", "nonzero"] | dict[int, int] = "index"
     colours: dict[int, tuple[Byte, Byte, Byte]] | None = None
-    instances: Literal["components"] | None = None
+    instances: Literal["components"] | Objects | None = None
     select: Select | None = None
     split: SplitRule = SplitRule()
     nan: Literal["refuse"] | float = "refuse"

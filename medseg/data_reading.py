@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from medseg.config import DatasetSpec
+from medseg.config_dataset import Objects
 from medseg.data_case import Case
 from medseg.errors import LabelError, MedsegError, UsageError, collect
+from medseg.transforms.arrays import parted_components
 from medseg.volumes import Geometry, Volume, check_pair, read_image, read_label
 
 __all__ = ["read_channels", "read_fov", "read_instances", "read_reference"]
@@ -47,7 +49,7 @@ def read_reference(
         notes += more
         if "label" not in result:
             result["label"] = (instances > 0).astype(np.uint8)
-    elif spec.instances == "components" and "label" in result:
+    elif spec.instances is not None and "label" in result:
         result["instances"] = _components(result["label"], spec)
     return result, notes
 
@@ -144,12 +146,10 @@ def read_fov(case: Case, spec: DatasetSpec, image: Volume | Geometry | None) -> 
 
 
 def _components(label: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    from scipy import ndimage
-
+    rule = spec.instances if isinstance(spec.instances, Objects) else Objects()
     result = np.zeros(label.shape, np.int32)
     for index in sorted(spec.labels)[1:]:
-        # the default structure joins voxels that share a face
-        parts: Any = ndimage.label(label[0] == index)[0]  # pyright: ignore[reportIndexIssue]
+        parts = parted_components(label[0] == index, neck=rule.neck, min_size=rule.min_size)
         result[0] += np.where(parts > 0, parts + result.max(), 0).astype(np.int32)
     return result
 

@@ -481,6 +481,32 @@ def test_components_share_a_face_and_stay_within_their_label(tmp_path):
     assert (found > 0).sum() == 12
 
 
+def test_thin_necks_are_cut_and_specks_are_no_objects(tmp_path):
+    label = np.zeros((40, 80), np.uint8)
+    label[5:25, 5:25] = label[5:25, 28:48] = 1  # two squares, 3 pixels apart
+    label[14:16, 25:28] = 1  # a leak, 2 pixels wide
+    label[5:25, 55:75] = 1
+    label[10:12, 75:80] = 1  # an arm: no part of its own
+    label[35, 35] = 1  # a speck
+    picture(tmp_path / "images/a.png", np.zeros((40, 80), np.uint8))
+    picture(tmp_path / "labels/a.png", label)
+
+    def objects(rule):
+        spec = make_spec(PLAIN, encoding="index", instances=rule)
+        return np.asarray(load_sample(find_cases(spec, tmp_path)[0], spec)["instances"])[0]
+
+    plain = objects("components")
+    assert plain.max() == 3  # the joined squares, the one with an arm, the speck
+    parted = objects({"neck": 2, "min_size": 10})
+    assert parted.max() == 3
+    assert parted[35, 35] == 0
+    left, right = parted[14, 10], parted[14, 40]
+    assert 0 < left != right > 0
+    assert (parted[5:25, 5:25] == left).all()
+    assert (parted[5:25, 28:48] == right).all()
+    assert parted[11, 79] == parted[14, 60]
+
+
 def test_an_image_for_prediction(msd):
     spec = make_spec(**MSD)
     sample = load_image_sample(msd / "T/imagesTs/x_3.nii.gz", spec)

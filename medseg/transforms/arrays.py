@@ -10,7 +10,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from scipy import ndimage
 
-__all__ = ["components", "like", "plain", "spacing_of"]
+__all__ = ["components", "like", "parted_components", "plain", "spacing_of"]
 
 
 def components(mask: np.ndarray, *, corners: bool = False) -> tuple[np.ndarray, int]:
@@ -27,6 +27,48 @@ def components(mask: np.ndarray, *, corners: bool = False) -> tuple[np.ndarray, 
     numbers = np.empty(mask.shape, np.int32)
     count = ndimage.label(mask, structure, output=numbers)
     return numbers, int(count)  # pyright: ignore[reportArgumentType]  (with an output, the count alone is returned)
+
+
+def parted_components(mask: np.ndarray, *, neck: float = 0.0, min_size: int = 1) -> np.ndarray:
+    """Objects of a mask: its components (faces), parted at thin necks, without specks.
+
+    For labels in which a line parts touching objects but leaks at some pixels. A component is parted between two of its
+    parts when both hold a ball of radius 2 `neck` and all that joins them is thinner than 2 `neck`; the border between
+    them is the watershed of the distance to the background.
+
+    Args:
+        mask: bool (*spatial).
+        neck: half the width, in voxels, of the widest neck that is cut; 0 cuts none.
+        min_size: voxels; smaller objects are left out.
+
+    Returns:
+        int32 (*spatial): 0 background, 1.. objects without gaps in numbering.
+
+    >>> dumbbell = np.zeros((9, 21), bool)
+    >>> dumbbell[:, :9] = dumbbell[:, 12:] = dumbbell[4] = True  # two squares, joined by a line
+    >>> int(parted_components(dumbbell).max()), int(parted_components(dumbbell, neck=2).max())
+    (1, 2)
+    """
+    objects, count = components(mask)
+    if neck > 0 and count:
+        from skimage.segmentation import watershed
+
+        # voxels beyond the image do not count as background: an object that the image cuts is not thin there
+        depth = np.asarray(ndimage.distance_transform_edt(mask), np.float32)
+        cores, number = components(depth > neck)
+        deepest = ndimage.maximum(depth, cores, np.arange(number + 1)) if number else np.zeros(1)
+        thick = np.asarray(deepest) > 2 * neck
+        thick[0] = False
+        seeds = np.where(thick[cores], cores, 0)
+        parts = watershed(-depth, seeds, mask=mask)
+        # what no seed reaches is an object as a whole
+        objects = np.where(parts > 0, parts, np.where(mask, objects + number, 0))
+    sizes = np.bincount(objects.ravel())
+    kept = np.flatnonzero(sizes >= min_size)
+    kept = kept[(kept > 0) & (sizes[kept] > 0)]
+    renumber = np.zeros(len(sizes), np.int32)
+    renumber[kept] = np.arange(1, len(kept) + 1)
+    return renumber[objects]
 
 
 def plain(array: Any) -> torch.Tensor:
