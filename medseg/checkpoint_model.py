@@ -29,7 +29,7 @@ class Model:
         pipeline: the choices of the (first) run.
         dataset: the facts about its data set.
         metadata: plain values: `sources` (files), `in_channels`, `out_channels`, `threshold` (share above which a
-            voxel is foreground, chosen on the validation cases; None: the most probable class), `metrics` (validation
+            voxel is foreground, chosen by training; None: the most probable class), `metrics` (validation
             scores), `epoch`, `versions`.
         device: where the networks are.
     """
@@ -133,18 +133,18 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
 
 
 def with_threshold(pipeline: Pipeline, threshold: float | None) -> Pipeline:
-    """The pipeline with the threshold that was chosen on validation cases, where its post-processing has one."""
+    """The pipeline with the threshold that training chose, where its post-processing asks for one."""
     if threshold is None:
         return pipeline
     steps = tuple(
-        Component(part.name, {**part.arguments, "value": threshold}) if _from_validation(part) else part
+        Component(part.name, {**part.arguments, "value": threshold}) if _is_chosen(part) else part
         for part in pipeline.postprocess
     )
     return pipeline.model_copy(update={"postprocess": steps})
 
 
-def _from_validation(part: Component) -> bool:
-    return build_component(part, "postprocess").from_validation if part.name == "Threshold" else False
+def _is_chosen(part: Component) -> bool:
+    return part.name == "Threshold" and build_component(part, "postprocess").chosen_on is not None
 
 
 def _find_file(path: Path) -> Path:

@@ -36,7 +36,7 @@ class Session:
         rates: the base learning rate of each parameter group.
         device_augmentation: applied to batches on the device; None where the workers do it.
         validation: what the last validation found.
-        threshold: share above which a voxel is foreground, chosen on the validation cases; None: most probable class.
+        threshold: share above which a voxel is foreground, chosen at the end; None: most probable class.
         seconds: where the time of this session went: wait, step, validate, save.
         recent: cases of the last iterations; images: patches of this session, over all processes; rate: the
             last iteration's learning rate; mark: `images`

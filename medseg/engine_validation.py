@@ -143,7 +143,7 @@ class Validator:
         stored = self.stored[name]
         facts = {} if exact else {"precision": self.hardware.precision}
         inferer = build_component(self.pipeline.inference, "inferer", **facts)
-        wanted = probabilities or any(m.needs == "probabilities" for m, _ in parse_metrics(self.metrics))
+        wanted = probabilities or any(m.uses_probabilities for m, _ in parse_metrics(self.metrics))
         options: dict[str, Any] = {"want_probabilities": True} if wanted else {}
         training = network.training
         network.eval()
@@ -166,28 +166,33 @@ class Validator:
 
     def measure(self, name: str, prediction: np.ndarray, probabilities: np.ndarray | None) -> Any:
         """The scores of one case (`medseg.metrics.CaseResult`)."""
-        stored = self.stored[name]
         label, objects = split_objects(prediction, self.labels)
-
-        def native(kind: str) -> np.ndarray | None:
-            return stored.read(f"native_{kind}")[0] if f"native_{kind}" in stored.arrays else None
-
-        reference = native("label")
-        assert reference is not None
+        reference, fov, instances = self.references(name)
         return measure_case(
             label,
             reference,
             labels=self.labels,
             metrics=self.metrics,
-            spacing=stored.native.spacing,
+            spacing=self.stored[name].native.spacing,
             case=name,
             unit=self.spec.unit,
-            fov=native("fov"),
+            fov=fov,
             ignore=self.spec.ignore,
             probabilities=probabilities,
-            instances=(objects, native("instances")),
+            instances=(objects, instances),
             skip=True,
         )
+
+    def references(self, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Label, field of view and instances (None where there is none) of a case, (*spatial) on its own grid."""
+        stored = self.stored[name]
+
+        def native(kind: str) -> np.ndarray | None:
+            return stored.read(f"native_{kind}")[0] if f"native_{kind}" in stored.arrays else None
+
+        label = native("label")
+        assert label is not None
+        return label, native("fov"), native("instances")
 
     def _columns(self) -> list[tuple[str, str]]:
         """(metric, label) of all numbers that a validation may give."""

@@ -258,7 +258,7 @@ def _summarise(
     return {
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
         "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,
-        "protocol": plan.protocol,
+        "protocol": plan.protocol, **({"threshold": plan.threshold} if plan.threshold else {}),
         "labels": {str(k): v for k, v in reading.labels.items()}, "unit": results[0].unit,
         "cases": {
             "count": len(plan.pairs), "missing": [pair.case for pair in plan.pairs if pair.prediction is None],

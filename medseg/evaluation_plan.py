@@ -36,6 +36,7 @@ class Plan:
     dataset: str | None = None
     protocol: str | None = None
     notes: list[str] = field(default_factory=list)
+    threshold: Mapping[str, Any] | None = None  # value, chosen_on, cases, rule: of the run that predicted
     run: Path | None = None  # whose network shows where it looks
 
 
@@ -86,9 +87,11 @@ def make_plan(
         )
         title, dataset, spec = f"{named.title}: scores of {predictions.resolve().name}", named.name, named
     chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
+    threshold, notes = _threshold(None if run is None else Path(run), protocol)
     return Plan(
-        pairs, extra, reading, chosen, target, title, predictions.name, str(Path(reference).name), dataset, protocol
-    )
+        pairs, extra, reading, chosen, target, title, predictions.resolve().name, Path(reference).name, dataset,
+        protocol, notes, threshold,
+    )  # fmt: skip
 
 
 def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
@@ -151,6 +154,7 @@ def _plan_run(
     chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
     target = Path(output) if output is not None else folder / "validation"
     title = pipeline.title or f"{spec.title}"
+    threshold, notes = _threshold(folder, protocol)
     return Plan(
         pairs,
         extra,
@@ -162,8 +166,30 @@ def _plan_run(
         spec.title,
         spec.name,
         protocol,
+        notes,
+        threshold,
         run=folder if has_attention(pipeline.network.name) else None,
     )
+
+
+def _threshold(run: Path | None, protocol: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """The threshold that the run chose, and what to note when the protocol asks for another."""
+    from medseg.metrics import get_protocol
+
+    if run is None:
+        return None, []
+    try:
+        found = json.loads((run / "threshold.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the run's threshold cannot be read", file=run / "threshold.json", found=error) from error
+    asked = get_protocol(protocol).threshold if protocol else None
+    if asked is None or (found is not None and found.get("chosen_on") == asked):
+        return found, []
+    used = "0.5" if found is None else f"{found['value']:.4g}, chosen on the {found['chosen_on']} cases"
+    note = f"The protocol {protocol} asks for a threshold chosen on the {asked} images; these predictions used {used}."
+    return found, [f"{note} Put `Threshold: {{value: {asked}}}` into the pipeline's postprocess to follow it."]
 
 
 def _facts_of_run(folder: Path, data: str | Path | None) -> tuple[Any, Any]:

@@ -199,6 +199,12 @@ def _training_hint(columns: Mapping[str, list[tuple[float, float]]]) -> str:
 
 def _summary_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
     facts = {k: v for k, v in summary.items() if k not in ("cases", "scores")}
+    threshold = summary.get("threshold")
+    if isinstance(threshold, Mapping):
+        facts["threshold"] = (
+            f"{threshold.get('value', 0):.4g}, chosen on the {threshold.get('cases')} {threshold.get('chosen_on')} "
+            f"cases ({threshold.get('rule')})"
+        )
     bootstrap = summary.get("bootstrap")
     if isinstance(bootstrap, Mapping):
         facts["intervals"] = (

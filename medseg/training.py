@@ -72,7 +72,8 @@ def train(
 
     Returns:
         The run folder, with best.pt, last.pt, log.csv, tensorboard/, validation/ (one label image for each validation
-        case), pipeline.yaml, split.json, provenance.json, status.json.
+        case, and its probabilities where the scores look at them), pipeline.yaml, split.json, provenance.json,
+        status.json, and threshold.json where the pipeline asks for a threshold.
 
     Raises:
         UsageError, ConfigError: E1xx, before any image is opened.
@@ -207,8 +208,8 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
             raise Stopped(number)
 
     load_best(session)
-    if (threshold := choose_threshold(session)) is not None:
-        show(f"threshold chosen on the validation cases: {threshold:g}")
+    if (chosen := choose_threshold(session, prepared.training, check_stop=check_stop)) is not None:
+        show(chosen)
     count, best = len(session.validator.stored), session.progress.best_epoch
     show(f"predicting {count} validation cases with the weights of epoch {best}")
     predict_validation(session, prepared.cases, check_stop=check_stop)

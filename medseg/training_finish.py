@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from medseg.checkpoint_read import read_state
+from medseg.config import DatasetSpec, Pipeline
 from medseg.data import Case
 from medseg.engine_session import Session
 from medseg.files import safe_stem
+from medseg.metrics import get_protocol, parse_metrics
 from medseg.volumes import Volume, find_format, write_label
 
-__all__ = ["load_best", "output_name", "predict_validation"]
+__all__ = ["load_best", "needs_probabilities", "output_name", "predict_validation"]
+
+_SHARES = ".probabilities.zarr"
 
 
 def load_best(session: Session) -> None:
@@ -30,8 +34,12 @@ def predict_validation(
 ) -> Path:
     """Predict every validation case with the current weights and write the labels to RUN/validation.
 
-    The processes share the cases. Returns the folder.
+    Probabilities are written beside them (`<case>.probabilities.zarr`, as by `medseg predict`) when a score of the
+    pipeline or of the data set's protocol looks at them. The processes share the cases. Returns the folder.
     """
+    from medseg.inference.outputs import probability_file
+
+    keep = needs_probabilities(session.pipeline, session.spec)
     folder = session.run.path / "validation"
     names = session.validator.choose(None)
     group = session.group
@@ -41,12 +49,23 @@ def predict_validation(
         if turn >= len(mine):
             continue
         name = mine[turn]
-        label, _ = session.validator.predict(session.step.validated, name, exact=True)
+        label, probabilities = session.validator.predict(session.step.validated, name, probabilities=keep, exact=True)
         case = cases[name]
         like = _like(case, session.spec.affine, session.validator.stored[name].native, session.spec.in_channels)
-        write_label(folder / output_name(case), label, like, description="medseg validation")
+        target = folder / output_name(case)
+        if keep:
+            assert probabilities is not None
+            with probability_file(folder / (safe_stem(case.id, _SHARES) + _SHARES), label.shape) as put:
+                put((slice(None),) * label.ndim, probabilities)
+        write_label(target, label, like, description="medseg validation")
     group.wait()
     return folder
+
+
+def needs_probabilities(pipeline: Pipeline, spec: DatasetSpec) -> bool:
+    """Whether a score of the pipeline or of the data set's protocol is another one with probabilities."""
+    wanted = [*pipeline.metrics, *(get_protocol(spec.protocol).metrics if spec.protocol else ())]
+    return bool(wanted) and any(metric.uses_probabilities for metric, _ in parse_metrics(wanted))
 
 
 def output_name(case: Case) -> str:

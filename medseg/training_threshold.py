@@ -1,7 +1,8 @@
-"""The threshold of `Threshold: {value: validation}`, chosen on the validation cases by the pipeline's best score."""
+"""The threshold of `Threshold: {value: validation}` or `{value: training}`, chosen when training ends, and stored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,25 +11,84 @@ from medseg.checkpoint_model import with_threshold
 from medseg.checkpoint_read import read_state
 from medseg.engine_session import Session
 from medseg.engine_validation import Validator
-from medseg.metrics import pool_scores
+from medseg.metrics import ProbabilityCounts, pool_scores, probability_counts
 
-__all__ = ["CANDIDATES", "choose_threshold"]
+__all__ = ["CANDIDATES", "choose_threshold", "count_probabilities"]
 
 CANDIDATES = tuple(round(0.05 * step, 2) for step in range(1, 20))
+DIGITS = 4  # of the probabilities that are counted: 10 001 values, whatever the number of images
 
 
-def choose_threshold(session: Session) -> float | None:
-    """Choose it, put it into the session and into best.pt; None when the pipeline asks for none.
+def choose_threshold(
+    session: Session, training: Mapping[str, Any], *, check_stop: Callable[[], None] = lambda: None
+) -> str | None:
+    """Choose it, put it into the session, best.pt and threshold.json; None when the pipeline asks for none.
 
-    Every candidate goes through the whole post-processing and is scored as validation is; of equal ones the one nearest
-    to 0.5 wins. With several processes each does the same work and finds the same.
+    "validation": every candidate goes through the whole post-processing and is scored as validation is; of equal ones
+    the one nearest to 0.5 wins. "training": the threshold with the highest Dice of all pixels of the training images
+    together, inside the field of view, void pixels left out; every value that separates two probabilities (to four
+    digits) is tried. With several processes each does the same work and finds the same.
+
+    Args:
+        session: with the best weights loaded.
+        training: id -> stored training case.
+        check_stop: called between cases; may raise.
+
+    Returns:
+        What was chosen, in words.
     """
-    wanted = any(getattr(step, "from_validation", False) for step in session.validator.postprocess)
+    wanted = {step.chosen_on for step in session.validator.postprocess if getattr(step, "chosen_on", None)}
     if not wanted:
         return None
+    if "training" in wanted:
+        counts = count_probabilities(session, training, check_stop)
+        if not counts.inside.any():
+            return "threshold stays at 0.5: no pixel of the structure in the training images to choose it by"
+        value = float(np.clip(counts.best_threshold(), 10.0**-DIGITS, 1 - 10.0**-DIGITS))
+        facts = {"value": value, "chosen_on": "training", "cases": len(training), "rule": "highest pooled Dice"}
+    else:
+        value = _from_validation(session, check_stop)
+        facts = {
+            "value": value, "chosen_on": "validation", "cases": len(session.validator.choose(None)),
+            "rule": f"best {session.validator.shown}",
+        }  # fmt: skip
+    session.threshold = value
+    session.validator.use(with_threshold(session.pipeline, value))
+    with session.group.first():
+        if session.group.writes:
+            state = {**read_state(session.run.path / "best.pt"), "threshold": value}
+            epoch = {"epoch": session.progress.best_epoch, "threshold": value}
+            session.checkpoints.save(state, "best", facts=epoch)
+            session.run.write_json("threshold.json", facts)
+    return f"threshold {value:.4g}: {facts['rule']} on the {facts['cases']} {facts['chosen_on']} cases"
+
+
+def count_probabilities(
+    session: Session, cases: Mapping[str, Any], check_stop: Callable[[], None] = lambda: None
+) -> ProbabilityCounts:
+    """How often each probability (to four digits) was given inside and outside the structure, over all pixels that
+    count of these stored cases together."""
+    validator = Validator(session.pipeline, session.spec, cases, session.hardware)
+    total = ProbabilityCounts(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for name in validator.choose(None):
+        check_stop()
+        _, probabilities = validator.predict(session.step.validated, name, probabilities=True, exact=True)
+        assert probabilities is not None
+        reference, fov, _ = validator.references(name)
+        valid = np.ones(reference.shape, bool) if fov is None else fov != 0
+        if session.spec.ignore is not None:
+            valid &= reference != session.spec.ignore
+        total = total + probability_counts(probabilities[-1].round(DIGITS), reference != 0, valid)
+    return total
+
+
+def _from_validation(session: Session, check_stop: Callable[[], None]) -> float:
     validator = session.validator
+    # a score that looks for its own threshold in probabilities would be the same for every candidate
+    shares = validator.metric.needs == "probabilities"
     results: dict[float, list[Any]] = {value: [] for value in CANDIDATES}
     for name in validator.choose(None):
+        check_stop()
         _, probabilities = validator.predict(session.step.validated, name, probabilities=True, exact=True)
         assert probabilities is not None
         for value in CANDIDATES:
@@ -37,19 +97,10 @@ def choose_threshold(session: Session) -> float | None:
             for step in validator.postprocess:
                 spacing = validator.stored[name].native.spacing
                 label = np.asarray(step(label, probabilities=probabilities, spacing=spacing))
-            results[value].append(validator.measure(name, label, probabilities))
+            results[value].append(validator.measure(name, label, probabilities if shares else None))
         validator.use(session.pipeline)
     scores = {value: _score(validator, found) for value, found in results.items()}
-    chosen = max(CANDIDATES, key=lambda value: (scores[value], -abs(value - 0.5)))
-    session.threshold = chosen
-    validator.use(with_threshold(session.pipeline, chosen))
-    with session.group.first():
-        if session.group.writes:
-            best = session.run.path / "best.pt"
-            state = {**read_state(best), "threshold": chosen}
-            facts = {"epoch": session.progress.best_epoch, "threshold": chosen}
-            session.checkpoints.save(state, "best", facts=facts)
-    return chosen
+    return max(CANDIDATES, key=lambda value: (scores[value], -abs(value - 0.5)))
 
 
 def _score(validator: Validator, results: list[Any]) -> float:

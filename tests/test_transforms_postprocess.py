@@ -70,7 +70,7 @@ def test_threshold():
     label = np.zeros((2, 2), np.uint8)
     assert (Threshold(0.25)(label, probabilities=shares, spacing=(1, 1)) == 1).all()
     assert (Threshold(0.35)(label, probabilities=shares, spacing=(1, 1)) == 0).all()
-    assert Threshold("validation").from_validation
+    assert [Threshold(value).chosen_on for value in ("validation", "training", 0.5)] == ["validation", "training", None]
     assert (Threshold("validation")(label, probabilities=shares, spacing=(1, 1)) == 0).all()
     with pytest.raises(UsageError):
         Threshold(1.5)

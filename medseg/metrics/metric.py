@@ -53,6 +53,8 @@ class Metric:
         definition: in words; ends without a full stop.
         over: what is measured: each structure ("label") or the case as a whole ("case").
         needs: "label", "instances" or "probabilities".
+        thresholds: the score finds its own threshold where there are probabilities; labels alone give one at a fixed
+            threshold.
         source: paper, DOI.
         bounds: smallest and largest possible value.
         terms: of scores that are computed once over all cases: (view, **arguments) -> something that adds up.
@@ -67,6 +69,7 @@ class Metric:
     definition: str
     over: str = "label"
     needs: str = "label"
+    thresholds: bool = False
     source: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
     terms: Callable[..., Any] | None = None
@@ -82,6 +85,11 @@ class Metric:
         value = float(self.measure(view, **arguments))
         assert math.isfinite(value), f"{self.name} is {value}"  # every definition has a value for empty masks
         return value
+
+    @property
+    def uses_probabilities(self) -> bool:
+        """Whether the score is another one, or only there, when probabilities are given."""
+        return self.thresholds or self.needs == "probabilities"
 
     @property
     def level(self) -> str:

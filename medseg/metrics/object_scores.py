@@ -33,8 +33,12 @@ def _share_error(view: CaseView, part: str, whole: str) -> float:
 
 
 def _scores() -> list[Metric]:
-    def objects(name: str, measure: Callable[[CaseView], float], text: str, source: str) -> Metric:
-        return Metric(name, measure, "1", "higher", text, over="case", needs="instances", source=source)
+    def objects(
+        name: str, measure: Callable[[CaseView], float], text: str, source: str, thresholds: bool = False
+    ) -> Metric:
+        return Metric(
+            name, measure, "1", "higher", text, over="case", needs="instances", thresholds=thresholds, source=source
+        )
 
     none = "; 1 if there are no objects at all"
     return [
@@ -90,6 +94,7 @@ def _scores() -> list[Metric]:
                 f"{text}, over the reference's cells, after thinning "
                 "the predicted membranes; best of the thresholds 0.1 to 0.9 if there are probabilities",
                 _ISBI,
+                thresholds=True,
             )
             for name, attribute, text in (
                 ("V_rand", "v_rand", "Rand score: sum p_ij^2 / mean of sum s_i^2 and sum t_j^2"),

@@ -211,6 +211,7 @@ def _pooled() -> list[Metric]:
                 "higher",
                 f"{name}, {membranes}",
                 needs="instances",
+                thresholds=True,
                 terms=lambda view: view.membranes,
                 over="case",
                 source="Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142",

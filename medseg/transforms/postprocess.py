@@ -132,8 +132,9 @@ class Threshold:
     """Foreground where the probability of label 1 is above `value`; for sets with one foreground label.
 
     Args:
-        value: in (0, 1); "validation" takes the threshold that training chose on its validation cases by `best` and
-            stored in the checkpoint (0.5 before there is one).
+        value: in (0, 1), or a threshold that training chooses at its end and stores in the checkpoint (0.5 before there
+            is one): "validation" by the pipeline's `best` on the validation cases; "training" by the Dice of all pixels
+            of the training images together, inside the field of view, which keeps the validation cases untouched.
 
     >>> shares = np.array([[[0.7, 0.2]], [[0.3, 0.8]]])
     >>> Threshold(0.25)(np.array([[0, 1]]), probabilities=shares, spacing=(1, 1)).tolist()
@@ -143,22 +144,22 @@ class Threshold:
     needs_probabilities = True
     local = True
 
-    def __init__(self, value: float | Literal["validation"] = 0.5) -> None:
-        if value != "validation" and not 0 < float(value) < 1:
+    def __init__(self, value: float | Literal["validation", "training"] = 0.5) -> None:
+        if value not in ("validation", "training") and not 0 < float(value) < 1:
             raise UsageError("a threshold is a probability", field="value", expected="0 < value < 1", found=value)
         self.value = value
 
     @property
-    def from_validation(self) -> bool:
-        """Whether the value is to be chosen on validation cases."""
-        return self.value == "validation"
+    def chosen_on(self) -> str | None:
+        """The cases that the value is to be chosen on, "validation" or "training"; None when it is given."""
+        return self.value if isinstance(self.value, str) else None
 
     def __call__(
         self, label: np.ndarray, *, probabilities: np.ndarray | None = None, spacing: Sequence[float] = ()
     ) -> np.ndarray:
         """The label image with 1 where the probability is above the threshold."""
         shares = _needed(probabilities, self, classes=2)
-        value = 0.5 if self.value == "validation" else float(self.value)
+        value = 0.5 if isinstance(self.value, str) else self.value
         return (shares[1] > value).astype(label.dtype)
 
 

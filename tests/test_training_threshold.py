@@ -1,0 +1,171 @@
+"""Thresholds that training chooses, and scores that look for their own in probabilities."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import zarr
+from tiny import ENTRY, tiny_pipeline, write_cases
+
+from medseg.checkpoint import load_model, read_state
+from medseg.data import find_cases, load_sample
+from medseg.evaluation import evaluate
+from medseg.metrics import membrane_curve
+from medseg.prediction import predict
+from medseg.report import write_report
+from medseg.training import train
+
+FOV = """
+  protocol: drive
+  files:
+    training: {image: "images/{id}.nii.gz", label: "labels/{id}.nii.gz", fov: "fov/{id}.nii.gz"}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Balls with a field of view: the half of each image on one side, outside of which the labels lie (all ball)."""
+    folder = tmp_path_factory.mktemp("threshold")
+    data = write_cases(folder / "data")
+    (data / "fov").mkdir()
+    for path in sorted((data / "labels").iterdir()):
+        image = nibabel.load(path)
+        label = np.asarray(image.dataobj).copy()
+        fov = np.ones_like(label)
+        fov[:, 12:] = 0
+        label[:, 12:] = 1
+        nibabel.save(nibabel.Nifti1Image(fov, image.affine), data / "fov" / path.name)
+        nibabel.save(nibabel.Nifti1Image(label, image.affine), path)
+    entry = ENTRY.split("balls:")[1].rsplit("  files:", 1)[0]
+    (data / "datasets.yaml").write_text("balls:" + entry + FOV.lstrip("\n"))
+    return folder
+
+
+def run(place: Path, **changes) -> Path:
+    pipeline = tiny_pipeline(dataset="balls", **changes)
+    return train(
+        pipeline, data=place / "data", output=place / "runs", cache=place / "cache", device="cpu", progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(place) -> Path:
+    steps = [{"Threshold": {"value": "training"}}]
+    return run(place, postprocess=steps, epochs=2, metrics=["Dice", "AUC"])
+
+
+def shares_of(folder: Path, place: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probability, reference and field of view of a case, by the plain network."""
+    model = load_model(folder)
+    case = {case.id: case for case in find_cases(model.dataset, place / "data")}[name]
+    sample = load_sample(case, model.dataset)
+    image = (sample["image"] - sample["image"].mean()) / sample["image"].std(correction=0)
+    with torch.inference_mode():
+        shares = model.network(image.as_tensor()[None].float()).softmax(1)[0, 1].numpy()
+    return shares, np.asarray(sample["label"])[0] == 1, np.asarray(sample["fov"])[0] != 0
+
+
+def test_the_threshold_of_the_training_images_has_the_best_pooled_dice(trained, place):
+    split = json.loads((trained / "split.json").read_text())
+    parts = [shares_of(trained, place, name) for name in split["training"]]
+    shares = np.concatenate([p[fov] for p, _, fov in parts])
+    reference = np.concatenate([r[fov] for _, r, fov in parts])
+
+    def dice(value: float) -> float:
+        found = shares > value
+        return 2 * (found & reference).sum() / (found.sum() + reference.sum())
+
+    model = load_model(trained)
+    assert model.threshold is not None
+    assert dice(model.threshold) == pytest.approx(max(dice(v) for v in np.arange(0.0005, 1, 0.001)), abs=5e-4)
+    assert dice(model.threshold) > dice(0.5) + 0.01  # a network of two epochs: 0.5 is another place
+    # outside the field of view everything is ball: with it another threshold would win
+    everything = np.concatenate([p.ravel() for p, _, _ in parts]), np.concatenate([r.ravel() for _, r, _ in parts])
+    best = max(np.arange(0.01, 1, 0.01), key=lambda v: _dice(everything[0] > v, everything[1]))
+    assert abs(best - model.threshold) > 0.02
+    assert model.pipeline.postprocess[0].arguments == {"value": model.threshold}
+    assert read_state(trained / "last.pt")["threshold"] is None  # the state of training is as it was
+
+
+def _dice(found: np.ndarray, reference: np.ndarray) -> float:
+    return 2 * (found & reference).sum() / (found.sum() + reference.sum())
+
+
+def test_it_is_used_by_prediction_and_named_in_scores_and_report(trained, place, tmp_path):
+    value = load_model(trained).threshold
+    assert value is not None
+    name = json.loads((trained / "split.json").read_text())["validation"][0]
+    shares, _, fov = shares_of(trained, place, name)
+    written = np.asarray(nibabel.load(trained / "validation" / f"{name}.nii.gz").dataobj)
+    assert ((written != 0) == ((shares > value) & fov)).mean() > 0.999
+    predict(trained, [place / "data" / "images" / f"{name}.nii.gz"], tmp_path / "masks", device="cpu", progress=False)
+    found = np.asarray(nibabel.load(tmp_path / "masks" / f"{name}.nii.gz").dataobj)
+    assert ((found != 0) == (shares > value)).mean() > 0.999
+    facts = json.loads((trained / "threshold.json").read_text())
+    assert facts == {"value": value, "chosen_on": "training", "cases": 4, "rule": "highest pooled Dice"}
+    result = evaluate(trained, data=place / "data", output=tmp_path / "scores", workers=1)
+    assert result.summary["threshold"] == facts
+    assert not [note for note in result.summary["notes"] if "threshold" in note]
+    page = write_report(trained).read_text() if (trained / "validation" / "cases.csv").is_file() else None
+    assert page is None
+    evaluate(trained, data=place / "data", workers=1)
+    assert f"{value:.4g}, chosen on the 4 training cases (highest pooled Dice)" in write_report(trained).read_text()
+
+
+def test_auc_comes_from_the_stored_probabilities(trained, place, tmp_path):
+    result = evaluate(trained, data=place / "data", output=tmp_path / "scores", workers=1)
+    for row in result.rows:
+        if row.metric == "AUC" and row.case != "all cases":
+            shares, reference, fov = shares_of(trained, place, row.case)
+            inside, outside = shares[fov & reference], shares[fov & ~reference]
+            # the definition: all pairs of a pixel inside and one outside
+            above = (inside[:, None] > outside).mean() + 0.5 * (inside[:, None] == outside).mean()
+            assert row.value == pytest.approx(above, abs=1e-3)
+            assert 0.5 < row.value < 1
+    assert {row.metric for row in result.rows} >= {"AUC", "PooledAUC", "clDice", "MCC"}
+
+
+def test_a_run_without_a_threshold_says_so(place, tmp_path):
+    folder = run(place, epochs=1)
+    assert not (folder / "threshold.json").exists()
+    summary = evaluate(folder, data=place / "data", output=tmp_path, workers=1).summary
+    assert "threshold" not in summary
+    assert [note for note in summary["notes"] if "training images" in note and "0.5" in note]
+
+
+def test_membranes_are_scored_from_probabilities(place):
+    folder = run(place, epochs=2, metrics=["V_rand", "Dice"], best="V_rand")
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    epoch = int(load_model(folder).metadata["epoch"])
+    split = json.loads((folder / "split.json").read_text())
+    curves, flat = [], []
+    for name in split["validation"]:
+        shares, reference, fov = shares_of(folder, place, name)
+        truth = (reference & fov).astype(np.uint8)
+        curves.append(membrane_curve(shares.astype(np.float32), truth).v_rand)
+        flat.append(membrane_curve(shares > 0.5, truth).v_rand)
+        stored = zarr.open(str(folder / "validation" / f"{name}.probabilities.zarr"), mode="r")
+        assert np.abs(np.asarray(stored[1]) - shares)[fov].max() < 1e-3
+    assert float(rows[epoch - 1]["val V_rand all"]) == pytest.approx(np.mean(curves), abs=1e-3)
+    assert np.mean(curves) > np.mean(flat) + 1e-3  # so that the two are told apart
+
+
+def test_a_threshold_for_membranes_is_chosen_by_the_labels_it_gives(place):
+    steps = [{"Threshold": {"value": "validation"}}]
+    folder = run(place, epochs=2, metrics=["PooledV_rand", "Dice"], best="PooledV_rand", postprocess=steps)
+    value = load_model(folder).threshold
+    assert value is not None
+    names = json.loads((folder / "split.json").read_text())["validation"]
+    parts = [shares_of(folder, place, name) for name in names]
+
+    def score(threshold: float) -> float:
+        return float(np.mean([membrane_curve((p > threshold) & fov, r & fov).v_rand for p, r, fov in parts]))
+
+    assert score(value) == pytest.approx(max(score(v) for v in np.arange(0.05, 1, 0.05)), abs=1e-3)
+    assert score(value) > score(0.5) + 1e-3
