@@ -101,6 +101,22 @@ class GaussianTileInferer(TileInferer):
         device: torch.device | str | None = None,
     ) -> Iterator[Block]:
         """See `TileInferer.blocks`; each block is a slab of the whole cross-section."""
+        return self._run(image, networks, axis, mask, device, slabs=True)
+
+    def _whole(self, image: torch.Tensor, networks: Sequence[Any], device: torch.device | str) -> Iterator[Block]:
+        # the caller wants all logits in one tensor: they are accumulated there, and nothing is moved
+        return self._run(image, networks, 0, None, device, slabs=False)
+
+    def _run(
+        self,
+        image: torch.Tensor,
+        networks: Sequence[Any],
+        axis: int,
+        mask: torch.Tensor | None,
+        device: torch.device | str | None,
+        *,
+        slabs: bool,
+    ) -> Iterator[Block]:
         device = device or self.device or image.device
         size = tuple(image.shape[1:])
         passes = self.passes(networks, len(size), device)
@@ -114,16 +130,17 @@ class GaussianTileInferer(TileInferer):
         others = [starts for a, starts in enumerate(plan.starts) if a != axis]
         sums = norm = None  # norm: shares that were added, needed only where masked windows leave some out
         held = 0  # first voxel of the accumulators along the slab axis
+        deep = plan.output[axis] if slabs else size[axis]
         done = 0
         constant: tuple[Any, torch.Tensor] | None = None
         for row, (begin, end) in enumerate(plan.slabs):
             first = plan.starts[axis][row]
             places = [(*rest[:axis], first, *rest[axis:]) for rest in itertools.product(*others)]
             if mask is not None:
-                norm = _shifted(norm, axis, begin - held, plan.output[axis], size, (), torch.float32)
-            if sums is not None:
-                sums = _shifted(sums, axis, begin - held, plan.output[axis], size, sums.shape[:1], sums.dtype)
-            held = begin
+                norm = _shifted(norm, axis, begin - held, deep, size, (), torch.float32)
+            if sums is not None and slabs:
+                sums = _shifted(sums, axis, begin - held, deep, size, sums.shape[:1], sums.dtype)
+            held = begin if slabs else 0
             for group in (places[i : i + plan.batch] for i in range(0, len(places), plan.batch)):
                 chosen = [p for p in group if mask is None or bool(mask[_box(p, plan, size)].any())]
                 windows = [
@@ -139,15 +156,17 @@ class GaussianTileInferer(TileInferer):
                     if key is not None:
                         constant = (key, values)
                     if sums is None:
-                        dtype = self._dtype(values.shape[0], plan)
-                        sums = _shifted(None, axis, 0, plan.output[axis], size, values.shape[:1], dtype)
+                        sums = _accumulators(values, axis, deep, size, self._dtype(values.shape[0], plan))
                     _add(sums, norm, values, weights, place, plan, held)
                     del values, seen
                 del windows, fresh, logits, known  # not held while the next windows are computed
                 done += len(group)
                 if self.progress is not None:
                     self.progress(done, plan.count)
-            yield from _finished(sums, norm, axis, begin, end, size)
+            if slabs:
+                yield from _finished(sums, norm, axis, begin, end, size)
+        if not slabs:
+            yield from _finished(sums, norm, axis, 0, size[axis], size, pieces=False)
 
     def _dtype(self, classes: int, plan: WindowPlan) -> torch.dtype:
         if self.accumulate != "auto":
@@ -169,20 +188,27 @@ class GaussianTileInferer(TileInferer):
 
 
 def _finished(
-    sums: torch.Tensor | None, norm: torch.Tensor | None, axis: int, begin: int, end: int, size: Sequence[int]
+    sums: torch.Tensor | None,
+    norm: torch.Tensor | None,
+    axis: int,
+    begin: int,
+    end: int,
+    size: Sequence[int],
+    *,
+    pieces: bool = True,
 ) -> Iterator[Block]:
-    """What a row of windows has finished, a few planes at a time: a copy of all classes stays small."""
+    """What a row of windows has finished, a few planes at a time: what is made of them stays small."""
     start, stop = [0 for _ in size], list(size)
     if sums is None:
         start[axis], stop[axis] = begin, end
         yield Block(tuple(start), tuple(stop), None, end)
         return
-    step = max(1, _AT_ONCE // (sums.numel() // sums.shape[axis + 1]))
+    step = max(1, _AT_ONCE // (sums.numel() // sums.shape[axis + 1])) if pieces else end - begin
     for first in range(begin, end, step):
         last = min(first + step, end)
-        values = sums.narrow(axis + 1, first - begin, last - first).to(torch.float32, copy=True)
+        values = sums.narrow(axis + 1, first - begin, last - first).to(torch.float32)  # a view of float32
         if norm is not None:
-            values /= norm.narrow(axis, first - begin, last - first).clamp_min(1e-6)
+            values = values / norm.narrow(axis, first - begin, last - first).clamp_min(1e-6)
         start[axis], stop[axis] = first, last
         yield Block(tuple(start), tuple(stop), values, last)
 
@@ -208,11 +234,27 @@ def _shifted(
         return torch.zeros(shape, dtype=dtype)
     keep = max(0, buffer.shape[at] - by)
     if by:
-        # plane by plane towards the front: source and target overlap, and a copy would double the memory
-        for plane in range(keep):
-            buffer.select(at, plane).copy_(buffer.select(at, plane + by))
+        # pieces of `by` planes towards the front: source and target do not overlap, and nothing is copied twice
+        for first in range(0, keep, by):
+            count = min(by, keep - first)
+            buffer.narrow(at, first, count).copy_(buffer.narrow(at, first + by, count))
         buffer.narrow(at, keep, buffer.shape[at] - keep).zero_()
     return buffer
+
+
+def _accumulators(
+    values: torch.Tensor, axis: int, extent: int, size: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Zeros (K, *slab), laid out as the network's outputs are: adding across layouts is several times slower."""
+    shape = [*size]
+    shape[axis] = min(extent, size[axis])
+    if _classes_last(values) and dtype == torch.float32:
+        return torch.zeros((*shape, len(values)), dtype=dtype).movedim(-1, 0)
+    return torch.zeros((len(values), *shape), dtype=dtype)
+
+
+def _classes_last(values: torch.Tensor) -> bool:
+    return len(values) > 1 and values.stride(0) == 1
 
 
 def _add(
@@ -231,12 +273,22 @@ def _add(
         target.append(slice(begin, begin + len(factor)))
         source.append(slice(0, len(factor)))
         factors.append(factor)
-    weight = functools.reduce(lambda product, factor: product[..., None] * factor, factors)
     chosen = values[(slice(None), *source)]
-    if sums.dtype == torch.float32:
-        sums[(slice(None), *target)].addcmul_(chosen, weight)
-    else:
+    if sums.dtype != torch.float32:
+        weight = _outer(factors)
         for total, channel in zip(sums, chosen, strict=True):  # one channel at a time: no float32 copy of all classes
             total[tuple(target)] += (channel * weight).to(sums.dtype)
+    elif _classes_last(sums) and _classes_last(chosen):
+        # the weight of one plane is repeated for the classes, so that the inner loop runs over memory in order
+        plane = _outer(factors[1:])[..., None].expand(*(len(f) for f in factors[1:]), len(sums)).contiguous()
+        totals, parts = sums.movedim(0, -1)[tuple(target)], chosen.movedim(0, -1)
+        for total, part, factor in zip(totals, parts, factors[0].tolist(), strict=True):
+            total.addcmul_(part, plane, value=factor)
+    else:
+        sums[(slice(None), *target)].addcmul_(chosen, _outer(factors))
     if norm is not None:
-        norm[tuple(target)].add_(weight)
+        norm[tuple(target)].add_(_outer(factors))
+
+
+def _outer(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return functools.reduce(lambda product, factor: product[..., None] * factor, factors, torch.ones(()))

@@ -65,7 +65,8 @@ class TileInferer(Inferer):
     ) -> Iterator[Block]:
         """Logits of `image` (C, *spatial) as finished blocks, ordered along the slab axis.
 
-        `mask` (*spatial): tiles without a voxel in it are skipped. The mean over `networks` is taken per tile.
+        A block's values are valid until the next block is asked for. `mask` (*spatial): tiles without a voxel in it are
+        skipped. The mean over `networks` is taken per tile.
         """
         raise NotImplementedError
 
@@ -79,7 +80,7 @@ class TileInferer(Inferer):
         networks = [_Bound(network, args, kwargs) if args or kwargs else network]
         result: torch.Tensor | None = None
         for number, image in enumerate(_plain(inputs)):
-            for block in self.blocks(image, networks, device=self.device or inputs.device):
+            for block in self._whole(image, networks, self.device or inputs.device):
                 assert block.values is not None
                 if result is None:
                     shape = (len(inputs), block.values.shape[0], *inputs.shape[2:])
@@ -90,6 +91,9 @@ class TileInferer(Inferer):
                 result[number, :, *box] = block.values.to(inputs.device)
         assert result is not None
         return result
+
+    def _whole(self, image: torch.Tensor, networks: Sequence[Any], device: torch.device | str) -> Iterator[Block]:
+        return self.blocks(image, networks, axis=0, device=device)
 
     def passes(self, networks: Sequence[Any], dims: int, device: torch.device | str) -> Passes:
         return Passes(networks, dims, mirror=self.mirror, precision=self.precision, device=device)
