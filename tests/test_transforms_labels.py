@@ -128,6 +128,17 @@ def test_renaming():
         RemapLabelsd({1: 256})
 
 
+@pytest.mark.parametrize("transform", [InstancesToLabeld(), InteriorBorderLabeld()])
+def test_instances_that_resampling_left_as_floats(transform):
+    numbers = torch.tensor([[[1, 1, 1, 2, 2, 2]] * 3], dtype=torch.int32)
+    expected = transform({"instances": numbers})["label"]
+    assert torch.equal(transform({"instances": numbers.float()})["label"], expected)
+    for wrong in (0.5, float("nan")):
+        with pytest.raises(LabelError, match="whole numbers") as caught:
+            transform({"instances": numbers + wrong})
+        assert caught.value.field == "instances"
+
+
 @pytest.mark.parametrize("make", [lambda: InstancesToLabeld(keys=("label",)), lambda: InteriorBorderLabeld(width=0)])
 def test_bad_arguments(make):
     with pytest.raises(UsageError):

@@ -14,7 +14,29 @@ from scipy import ndimage
 from medseg.errors import LabelError, UsageError
 from medseg.transforms.arrays import like, plain
 
-__all__ = ["InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd", "part_instances"]
+__all__ = ["InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd", "part_instances", "whole_numbers"]
+
+
+def whole_numbers(label: np.ndarray, key: str) -> np.ndarray:
+    """An array of labels or instances as integers: resampling by nearest neighbour leaves whole numbers in floats.
+
+    Args:
+        label: any shape.
+        key: its name, for the error.
+
+    Raises:
+        LabelError: fractions or NaN.
+
+    >>> whole_numbers(np.array([0.0, 3.0]), "instances").tolist()
+    [0, 3]
+    """
+    if label.dtype.kind in "iu":
+        return label
+    with np.errstate(invalid="ignore"):  # NaN and infinity become some number, which they do not equal
+        whole = label.astype(np.int32)
+    if not np.array_equal(whole, label):
+        raise LabelError("a label image holds whole numbers", field=key, found=f"{label.dtype} with fractions")
+    return whole
 
 
 def part_instances(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +143,7 @@ class InstancesToLabeld(MapTransform):
         if instance_key not in sample:
             return sample
         model = sample[instance_key]
-        instances = plain(model).numpy()[0]
+        instances = whole_numbers(plain(model).numpy()[0], str(instance_key))
         if self.part:
             instances, _ = part_instances(instances)
             sample[instance_key] = like(torch.from_numpy(instances[None]), model)
@@ -167,7 +189,7 @@ class InteriorBorderLabeld(MapTransform):
         label_key, instance_key = self.keys
         if instance_key not in sample:
             return sample
-        instances = plain(sample[instance_key]).numpy()[0]
+        instances = whole_numbers(plain(sample[instance_key]).numpy()[0], str(instance_key))
         label = np.zeros(instances.shape, np.uint8)
         for number, box in enumerate(ndimage.find_objects(instances.astype(np.int64)), start=1):
             if box is None:

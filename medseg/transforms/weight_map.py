@@ -17,7 +17,7 @@ from monai.transforms.transform import MapTransform
 
 from medseg.errors import GeometryError, LabelError, UsageError
 from medseg.transforms.arrays import components, like, plain, spacing_of
-from medseg.transforms.labels import part_instances
+from medseg.transforms.labels import part_instances, whole_numbers
 from medseg.transforms.nearest_two import distance_to_other, distance_to_two
 
 __all__ = ["BoundaryWeightMapd", "boundary_weight_map"]
@@ -145,13 +145,13 @@ class BoundaryWeightMapd(MapTransform):
         label_key, instance_key, weight_key = self.keys
         if label_key not in sample:
             return sample
-        label = _integers(plain(sample[label_key]).numpy()[0], str(label_key))
+        label = whole_numbers(plain(sample[label_key]).numpy()[0], str(label_key))
         void = np.zeros(label.shape, bool) if self.ignore is None else label == self.ignore
         known = np.where(void, 0, label).astype(np.int32)
         if self.mode == "contour":
             instances = known
         elif instance_key in sample:
-            instances = _integers(plain(sample[instance_key]).numpy()[0], str(instance_key))
+            instances = whole_numbers(plain(sample[instance_key]).numpy()[0], str(instance_key))
         else:
             instances = _components(known)
         if self.mode == "separation":
@@ -174,16 +174,6 @@ class BoundaryWeightMapd(MapTransform):
         weight[void] = 0
         sample[weight_key] = like(torch.from_numpy(weight[None]), sample[label_key])
         return sample
-
-
-def _integers(label: np.ndarray, key: str) -> np.ndarray:
-    """The label as integers: resampling by nearest neighbour leaves whole numbers in a floating array."""
-    if label.dtype.kind in "iu":
-        return label
-    whole = label.astype(np.int32)
-    if not np.array_equal(whole, label):
-        raise LabelError("a label image holds whole numbers", field=key, found=f"{label.dtype} with fractions")
-    return whole
 
 
 def _components(label: np.ndarray) -> np.ndarray:
