@@ -441,6 +441,25 @@ def test_every_pipeline_of_medseg_is_sound(path):
     assert f"medseg train {path.stem}" in text.splitlines()[1]
 
 
+@pytest.mark.parametrize("name", ["drive", "cell", "hippocampus", "liver"])
+def test_attention_siblings_differ_in_the_network_alone_and_are_as_large(name):
+    from medseg.networks import build_network
+
+    plain, attention = load_pipeline(name), load_pipeline(f"{name}_attention")
+    own = {"name", "title", "network"}
+    assert {k: v for k, v in plain.to_dict().items() if k not in own} == {
+        k: v for k, v in attention.to_dict().items() if k not in own
+    }
+    spec = config.load_dataset(plain.dataset)
+    sizes = []
+    for pipeline in (plain, attention):
+        arguments = dict(pipeline.network.arguments)
+        facts = {"spatial_dims": spec.dims, "in_channels": spec.in_channels, "out_channels": spec.out_channels}
+        network = build_network(pipeline.network.name, **facts, **arguments)
+        sizes.append(sum(parameter.numel() for parameter in network.parameters()))
+    assert sizes[1] / sizes[0] == pytest.approx(1, abs=0.02)
+
+
 def test_every_data_set_of_medseg_has_a_pipeline():
     served = {load_pipeline(p, check=False).dataset for p in (config.resource_folder() / "pipelines").glob("*.yaml")}
     # the whole set, stained tissue included, has no pipeline of its own: `medseg train cell --set dataset=dsb2018`
