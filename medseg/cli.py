@@ -175,6 +175,9 @@ def evaluate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring predictions on another grid to the reference's.")
     ] = False,
+    observer: Annotated[
+        str | None, typer.Option(help="Second observer's labels: a folder, or a path with {id}.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; as many as cores when not given.")] = None,
     format: Annotated[list[str] | None, typer.Option(help="Also write a table: markdown, latex.")] = None,
     as_json: JsonOption = False,
@@ -194,6 +197,7 @@ def evaluate(
         metrics=metric or None,
         labels=labels,
         resample=resample,
+        observer=observer,
         workers=workers,
         formats=tuple(format or ()),
         progress=not as_json,
@@ -221,10 +225,9 @@ def compare(
     from medseg import comparison
 
     result = comparison.compare(*scores, output=output)
+    say(result.text())
     if as_json:
         show_json(result.as_dict())
-    else:
-        say(result.text())
 
 
 @app.command(epilog=examples("medseg report runs/liver/2026-11-21_101500", "medseg report scores -o scores.html"))
@@ -240,9 +243,7 @@ def report(
     from medseg import report as program
 
     page = program.write_report(newest(folder), output=output)
-    say(f"report: {page}")
-    if as_json:
-        show_json({"report": page})
+    show_json({"report": page}) if as_json else say(f"report: {page}")
 
 
 @app.command(

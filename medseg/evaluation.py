@@ -15,13 +15,23 @@ from typing import Any
 
 from medseg import __version__
 from medseg.errors import UsageError
+from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, map_cases
-from medseg.evaluation_scoring import CaseScores, label_values, score_pair
+from medseg.evaluation_scoring import CaseScores, collect_rows, label_values, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, write_views
 from medseg.files import probe_writable, write_text
-from medseg.tables import SCHEMA, ScoreRow, read_cases, read_summary, summarise_rows, write_cases, write_summary
+from medseg.tables import (
+    SCHEMA,
+    ScoreRow,
+    all_scores,
+    read_cases,
+    read_summary,
+    summarise_rows,
+    write_cases,
+    write_summary,
+)
 from medseg.tables_text import latex_table, markdown_table, table_lines  # fmt: skip
 
 __all__ = ["Evaluation", "evaluate", "pool_runs"]
@@ -54,7 +64,7 @@ class Evaluation:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and lines of the printed table."""
-        return table_lines(self.summary["scores"])
+        return table_lines(all_scores(self.summary))
 
     def as_dict(self) -> dict[str, Any]:
         """The summary with the folder, for `--json`."""
@@ -75,6 +85,7 @@ def evaluate(
     labels: str | Mapping[int, str] | None = None,
     ignore: int | None = None,
     resample: bool = False,
+    observer: str | Path | None = None,
     workers: int | None = None,
     formats: Sequence[str] = (),
     seed: int = 0,
@@ -99,6 +110,8 @@ def evaluate(
         labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None.
         ignore: value of void voxels in the references.
         resample: bring predictions on other grids to the reference's by nearest neighbour, instead of refusing them.
+        observer: a second observer's labels, scored by the same code beside the predictions: a folder with the cases'
+            names, or a pattern such as `labels/{id}_2ndHO.png` (below the working folder or the data root).
         workers: processes; as many as cores when None.
         formats: "markdown", "latex": tables to write beside.
         seed: of the bootstrap.
@@ -121,15 +134,21 @@ def evaluate(
         metrics=metrics,
         labels=labels, ignore=ignore,
     )  # fmt: skip
+    watched = None if observer is None else find_observer(plan.pairs, observer, data)
     probe_writable(plan.output)
     resampled = check_grids(plan.pairs, resample=resample)
     count = count_workers(workers, len(plan.pairs))
     reading, notes = _complete(plan, count, progress)
     work = partial(score_pair, reading=reading, scoring=plan.scoring)
     results = map_cases(work, plan.pairs, workers=count, progress=progress, title="scoring")
-    rows, better = _collect_rows(results, plan)
+    rows, better = collect_rows(results, plan.scoring.metrics)
     summary = _summarise(plan, reading, rows, better, results, seed, [*plan.notes, *notes])
     summary["cases"]["resampled"] = resampled
+    if watched is not None:
+        scores = partial(summarise_rows, groups=summary["groups"], seed=seed)
+        more = score_observer(plan, reading, watched, scores=scores, workers=count, progress=progress)
+        summary["observer"], note = more
+        summary["notes"] += note
     chosen, metric = choose_cases(rows, better)
     attention = None
     if plan.run is not None:
@@ -225,20 +244,6 @@ def _complete(plan: Plan, workers: int, progress: bool) -> tuple[Reading, list[s
     return Reading({value: f"label {value}" for value in values}, ignore=reading.ignore), []
 
 
-def _collect_rows(results: Sequence[CaseScores], plan: Plan) -> tuple[list[ScoreRow], dict[str, str]]:
-    from medseg.metrics import pool_scores
-
-    rows = [row for result in results for row in result.rows]
-    better = {metric: way for result in results for metric, way in result.better.items()}
-    pooled = pool_scores([r.result for r in results], plan.scoring.metrics, unit=results[0].unit, dims=results[0].dims)
-    for s in pooled:
-        rows.append(
-            ScoreRow(s.case, s.label, s.metric, s.value, "" if s.unit == "1" else s.unit, s.status, s.definition)
-        )
-        better[s.metric] = s.better
-    return rows, better
-
-
 def _summarise(
     plan: Plan, reading: Reading, rows: Sequence[ScoreRow], better: Mapping[str, str], results: Sequence[CaseScores],
     seed: int,
@@ -283,6 +288,6 @@ def _write(folder: Path, rows: Sequence[ScoreRow], summary: dict[str, Any], form
     write_summary(folder / "summary.json", summary)
     for name in formats:
         file, make = _FORMATS[name]
-        write_text(folder / file, make(summary["scores"]))
+        write_text(folder / file, make(all_scores(summary)))
     cases = summary["cases"]
     return Evaluation(folder, tuple(rows), summary, tuple(cases["missing"]), tuple(cases["extra"]))

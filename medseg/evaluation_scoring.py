@@ -12,7 +12,7 @@ from medseg.evaluation_pairs import Pair, Reading
 from medseg.tables import ScoreRow
 from medseg.volumes import Geometry, read_label
 
-__all__ = ["Arrays", "CaseScores", "Scoring", "label_values", "read_arrays", "score_pair"]
+__all__ = ["Arrays", "CaseScores", "Scoring", "collect_rows", "label_values", "read_arrays", "score_pair"]
 
 BINS = 10  # of the reliability diagram
 
@@ -179,6 +179,19 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
         _volumes(arrays, reading, unit, scoring.regions), counts,
         arrays.reference.ndim, unit,
     )  # fmt: skip
+
+
+def collect_rows(results: Sequence[CaseScores], metrics: Sequence[Any]) -> tuple[list[ScoreRow], dict[str, str]]:
+    """Rows of all cases and of the scores over all of them; and the direction of each score."""
+    from medseg.metrics import pool_scores
+
+    rows = [row for result in results for row in result.rows]
+    better = {metric: way for result in results for metric, way in result.better.items()}
+    for s in pool_scores([r.result for r in results], metrics, unit=results[0].unit, dims=results[0].dims):
+        unit = "" if s.unit == "1" else s.unit
+        rows.append(ScoreRow(s.case, s.label, s.metric, s.value, unit, s.status, s.definition))
+        better[s.metric] = s.better
+    return rows, better
 
 
 def _worst(reference: np.ndarray, reading: Reading) -> np.ndarray:

@@ -27,6 +27,8 @@ _HIDDEN = {
     "views",
     "labels",
     "calibration",
+    "observer",
+    "volumes",
     "files",
     "bootstrap",
     "hashes",

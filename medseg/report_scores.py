@@ -7,7 +7,7 @@ from typing import Any
 
 from medseg.report_figures import agreement_plot, reliability_plot, strip_plot
 from medseg.report_words import GLOSSARY, plain_words
-from medseg.tables import POOLED, ScoreRow, main_metric
+from medseg.tables import POOLED, ScoreRow, all_scores, main_metric
 from medseg.tables_text import plain_number, signed_number
 
 __all__ = ["score_sections"]
@@ -34,7 +34,7 @@ def score_sections(rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> dict
     """
     scores = summary.get("scores", [])
     by_case = [row for row in rows if row.case != POOLED]
-    page: dict[str, Any] = {"scores": [_score_line(s) for s in scores]}
+    page: dict[str, Any] = {"scores": [_score_line(s) for s in all_scores(summary)]}
     page["cards"], page["sentences"] = _head(scores, summary, by_case)
     page["alerts"] = _alerts(by_case, summary)
     page["strips"] = _strips(by_case, scores)

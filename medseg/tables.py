@@ -24,6 +24,7 @@ __all__ = [
     "SCHEMA",
     "STATUSES",
     "ScoreRow",
+    "all_scores",
     "main_metric",
     "quote_cell",
     "read_cases",
@@ -57,6 +58,13 @@ class ScoreRow:
 
 
 COLUMNS = tuple(field.name for field in fields(ScoreRow))
+
+
+def all_scores(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The lines of the table of scores: the predictions', then a second observer's where there is one."""
+    observer = (summary.get("observer") or {}).get("scores", [])
+    own = summary.get("scores", [])
+    return [*own, *({**line, "label": f"{line['label']} (second observer)"} for line in observer)]
 
 
 def quote_cell(text: str) -> str:

@@ -250,6 +250,33 @@ def test_lesions_by_hand():
     assert value_of(pooled, "DetectedLesionDice", "lesion") == pytest.approx(2 * 6 / 14)
 
 
+def test_lits_merges_lesions_that_overlaps_connect():
+    """A prediction of 9 voxels over two lesions of 4: IoU 8/9 together, 4/9 each. Pieces of 3 and 2 voxels in one
+    of 6: 5/6 together, 3/6 and 2/6 each. A lesion of 4 found by 1 voxel: 1/4. A false lesion alone."""
+    reference = np.array([[1] * 4 + [0] + [1] * 4 + [0, 0] + [1] * 6 + [0, 0] + [1] * 4 + [0, 0, 0]], np.uint8)
+    prediction = np.array([[1] * 9 + [0, 0] + [1, 1, 1, 0, 1, 1] + [0, 0] + [1, 0, 0, 0] + [0, 1, 1]], np.uint8)
+    names = ("Precision", "Recall", "F1")
+    metrics = [
+        *({f"Lesion{n}": {"iou": 0.5, "merge": merge}} for merge in (True, False) for n in names),
+        *({f"PooledLesion{n}": {"merge": True}} for n in names),
+        {"DetectedLesionDice": {"merge": True}}, {"DetectedLesionHD": {"merge": True}},
+    ]  # fmt: skip
+    result = measure_case(prediction, reference, labels={1: "lesion"}, metrics=metrics, unit="px")
+    # merged: 3 real lesions, 4 predicted ones, 2 detected; as they are: 4 real ones, none above one half
+    merged = [2 / 4, 2 / 3, 2 * 2 / 7]
+    assert [s.value for s in result.scores] == pytest.approx([*merged, 0, 0, 0])
+    assert result.scores[0].metric == "LesionPrecision@0.5 (merged)"
+    pooled = {s.metric: s.value for s in pool_scores([result], metrics, unit="px", dims=2)}
+    assert pooled["PooledLesionF1 (merged)"] == pytest.approx(2 * 3 / 7)  # any overlap is enough: all three
+    assert pooled["DetectedLesionDice (merged)"] == pytest.approx((2 * 8 / 17 + 2 * 5 / 11) / 2)
+    assert pooled["DetectedLesionHD (merged)"] == pytest.approx((1 + 1) / 2)
+    assert {"iou": 0.5, "region": "tumour", "merge": True} in [
+        dict(arguments)
+        for metric, arguments in parse_metrics(get_protocol("lits").metrics)
+        if metric.name == "LesionF1"
+    ]
+
+
 def test_pooled_seg_weighs_objects_not_frames():
     one, three = np.array([[1, 1, 0, 0, 0, 0]]), np.array([[1, 0, 1, 0, 1, 0]])
     options = {"labels": {1: "cell"}, "metrics": ["SEG", "PooledSEG"]}

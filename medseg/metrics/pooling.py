@@ -50,29 +50,31 @@ class Terms:
         return self.empty[0] if better == "higher" else self.empty[1]
 
 
-def check_iou(iou: Any) -> None:
-    """Refuse what is no threshold of IoU.
+def check_iou(iou: Any, merge: Any = False) -> None:
+    """Refuse what is no threshold of IoU, and no yes or no for `merge`.
 
     Raises:
-        UsageError: not a number from 0 to below 1.
+        UsageError: not a number from 0 to below 1; not true or false.
     """
+    if not isinstance(merge, bool):
+        raise UsageError("merge is yes or no", field="metrics.merge", expected="true or false", found=merge)
     if not isinstance(iou, int | float) or isinstance(iou, bool) or not 0 <= iou < 1:
         raise UsageError("IoU out of range", field="metrics.iou", expected="0 to below 1", found=iou)
 
 
 def at_iou(name: str) -> Callable[..., str]:
-    """Title of a score that takes `iou`: the name alone for 0, any overlap."""
-    return lambda unit, iou: name if iou == 0 else f"{name}@{iou:g}"
+    """Title of a score that takes `iou` and `merge`: the name alone for 0, any overlap, and lesions as they are."""
+    return lambda unit, iou, merge: (name if iou == 0 else f"{name}@{iou:g}") + merge * " (merged)"
 
 
-def _lesion_counts(view: RegionView, iou: float = 0.0) -> Confusion:
-    match = match_instances(view.lesion_overlap, threshold=iou)
+def _lesion_counts(view: RegionView, iou: float = 0.0, merge: bool = False) -> Confusion:
+    match = match_instances(view.lesions_and_overlap(merge)[2], threshold=iou)
     return Confusion(match.tp, match.fp, match.fn, 0)
 
 
-def _detected(view: RegionView, score: str, iou: float) -> Terms:
-    match = match_instances(view.lesion_overlap, threshold=iou)
-    predicted, present = view.lesions
+def _detected(view: RegionView, score: str, iou: float, merge: bool) -> Terms:
+    predicted, present, overlap = view.lesions_and_overlap(merge)
+    match = match_instances(overlap, threshold=iou)
     values = [
         _lesion_score(RegionView(predicted == first, present == second, None, view.spacing, view.unit), score)
         for first, second in match.pairs
@@ -121,11 +123,11 @@ def _pooled() -> list[Metric]:
         title = f"PooledLesion{name}"
         return Metric(
             title,
-            lambda total, iou: getattr(total, attribute),
+            lambda total, iou, merge: getattr(total, attribute),
             "1",
             "higher",
             f"{text}, over the lesions of all cases; connected components (face neighbours) matched one to one at "
-            "IoU above the given one, 0 if not given",
+            "IoU above the given one, 0 if not given; with merge, those that overlaps connect count as one",
             terms=_lesion_counts,
             title=at_iou(title),
             check=check_iou,
@@ -174,8 +176,10 @@ def _pooled() -> list[Metric]:
                 unit,
                 better,
                 f"mean {score} of the lesions that were detected (IoU above the given one, 0.5 if not given), "
-                "over all cases; says nothing of the others: read it beside the recall; worst if none was detected",
+                "over all cases; says nothing of the others: read it beside the recall; worst if none was detected; "
+                "with merge, lesions that overlaps connect count as one",
                 terms=_detected_terms(score),
+                title=_merged(f"DetectedLesion{score}"),
                 check=check_iou,
                 source=_LITS,
                 bounds=bounds,
@@ -222,11 +226,15 @@ def _pooled() -> list[Metric]:
 
 
 def _mean_for(better: str) -> Callable[..., float]:
-    return lambda total, iou: total.mean(better)
+    return lambda total, iou, merge: total.mean(better)
+
+
+def _merged(name: str) -> Callable[..., str]:
+    return lambda unit, iou, merge: name + merge * " (merged)"
 
 
 def _detected_terms(score: str) -> Callable[..., Terms]:
-    return lambda view, iou=0.5: _detected(view, score, iou)
+    return lambda view, iou=0.5, merge=False: _detected(view, score, iou, merge)
 
 
 POOLED: tuple[Metric, ...] = tuple(_pooled())

@@ -45,7 +45,7 @@ class Protocol:
 
 
 _BURDEN = {"part": "tumour", "whole": "liver"}
-_TUMOUR = {"region": "tumour"}
+_MERGED = {"region": "tumour", "merge": True}
 
 
 def _named(**protocols: Protocol) -> dict[str, Protocol]:
@@ -58,17 +58,21 @@ PROTOCOLS: dict[str, Protocol] = _named(
         regions={"liver": (1, 2), "tumour": (2,)},
         metrics=(
             *("Dice", "PooledDice", "VOE", "RVD", "ASSD", "HD", "RMSD"),
-            *({f"Lesion{name}": {"iou": 0.5, **_TUMOUR}} for name in ("Precision", "Recall", "F1")),
-            *({f"PooledLesion{name}": {"iou": 0.5, **_TUMOUR}} for name in ("Precision", "Recall", "F1")),
-            *({f"DetectedLesion{name}": _TUMOUR} for name in ("Dice", "VOE", "RVD", "ASSD", "HD", "RMSD")),
+            *({f"Lesion{name}": {"iou": 0.5, **_MERGED}} for name in ("Precision", "Recall", "F1")),
+            *(
+                {f"PooledLesion{name}": {"iou": iou, **_MERGED}}
+                for iou in (0.0, 0.5)
+                for name in ("Precision", "Recall", "F1")
+            ),
+            *({f"DetectedLesion{name}": _MERGED} for name in ("Dice", "VOE", "RVD", "ASSD", "HD", "RMSD")),
             *({name: _BURDEN} for name in ("ShareError", "ShareRMSE", "ShareMaximum")),
         ),
         source="Bilic et al. 2023, doi:10.1016/j.media.2022.102680; code lits-challenge-scoring (P. Christ)",
         notes=(
-            "Liver is labels 1 and 2 together. MSD, the largest symmetric surface distance, is named HD. Lesions are "
-            "matched one to one at IoU above 0.5; the official code first merges lesions that one object of the other "
-            "image connects, so a split or merged lesion can be detected there and not here. What is missed costs the "
-            "image's diagonal here and 9001 there; RVD is signed here and absolute there."
+            "Liver is labels 1 and 2 together. MSD, the largest symmetric surface distance, is named HD. As in the "
+            "official code, lesions that one object of the other image connects are merged first, and a (merged) "
+            "lesion is detected when its IoU with the (merged) prediction is above 0.5, or above 0. What is missed "
+            "costs the image's diagonal here and 9001 there; RVD is signed here and absolute there."
         ),
     ),
     msd=Protocol(
@@ -91,7 +95,13 @@ PROTOCOLS: dict[str, Protocol] = _named(
         fov=True,
         optional=("AUC", "PooledAUC"),
         source="Staal et al. 2004, doi:10.1109/TMI.2004.825627",
-        notes="Only pixels inside the field of view count. A second observer's masks have no AUC: it is left out.",
+        notes=(
+            "Only pixels inside the field of view count. The threshold is the one of the run: put "
+            "`Threshold: {value: training}` into the pipeline's postprocess (`drive` has it), and the one with the "
+            "best Dice on the training images is stored and used; the report names it, or says that it is missing. "
+            "AUC comes from probabilities; without them it is left out. `--observer` scores a second observer's masks "
+            "by the same code."
+        ),
     ),
     ctc=Protocol(
         title="Cell Tracking Challenge, segmentation",

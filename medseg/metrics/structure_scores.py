@@ -73,8 +73,8 @@ def _unless_missed(score: Callable[[RegionView], float]) -> Callable[[RegionView
 
 
 def _lesions(score: str) -> Callable[..., float]:
-    def measure(view: RegionView, iou: float = 0.0) -> float:
-        return getattr(match_instances(view.lesion_overlap, threshold=iou), score)
+    def measure(view: RegionView, iou: float = 0.0, merge: bool = False) -> float:
+        return getattr(match_instances(view.lesions_and_overlap(merge)[2], threshold=iou), score)
 
     return measure
 
@@ -102,7 +102,10 @@ def _scores() -> list[Metric]:
             bounds=_LENGTH,
         )
 
-    lesion = "connected components (face neighbours) matched one to one at IoU above the given one, 0 if not given"
+    lesion = (
+        "connected components (face neighbours) matched one to one at IoU above the given one, 0 if not given; with "
+        "merge, those that overlaps connect count as one"
+    )
     return [
         counts("Dice", "dice", "2 |A and B| / (|A| + |B|)" + _EMPTY, "Dice 1945, doi:10.2307/1932409"),
         counts("IoU", "iou", "|A and B| / |A or B| (Jaccard)" + _EMPTY),

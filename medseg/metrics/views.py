@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from medseg.errors import UsageError
-from medseg.metrics.matching import InstanceOverlap, instance_overlap, label_components
+from medseg.metrics.matching import InstanceOverlap, instance_overlap, label_components, merge_touching
 from medseg.metrics.membranes import MembraneCurve, membrane_curve
 from medseg.metrics.overlap import Confusion, confusion_of_masks
 from medseg.metrics.surface import SurfaceDistances, surface_distances
@@ -63,6 +63,19 @@ class RegionView:
     def lesion_overlap(self) -> InstanceOverlap:
         """Shared voxels of predicted and real lesions."""
         return instance_overlap(*self.lesions)
+
+    @cached_property
+    def merged_lesions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lesions that overlaps connect, as one; see `merge_touching`."""
+        return merge_touching(*self.lesions)
+
+    def lesions_and_overlap(self, merge: bool) -> tuple[np.ndarray, np.ndarray, InstanceOverlap]:
+        """Numbered lesions of prediction and reference, and their overlap; merged or as they are."""
+        return (*self.merged_lesions, self._merged_overlap) if merge else (*self.lesions, self.lesion_overlap)
+
+    @cached_property
+    def _merged_overlap(self) -> InstanceOverlap:
+        return instance_overlap(*self.merged_lesions)
 
     @property
     def voxel_volume(self) -> float:
