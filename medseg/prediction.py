@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from medseg import files, volumes
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError
 from medseg.inference.memory import parse_bytes
-from medseg.inference.outputs import Job, is_complete, plan_outputs
+from medseg.inference.outputs import Job, find_inputs, is_complete, plan_outputs, protect
 from medseg.inference.stages import Work
 
 __all__ = ["CaseResult", "PredictionSummary", "predict"]
@@ -103,26 +102,29 @@ def predict(
 
     Raises:
         UsageError, CheckpointError, ResourceError: before the first case: nothing to predict, wrong options, a
-            model that cannot be used, an output folder that cannot be written.
+            model that cannot be used, an output folder that cannot be written, or in which a file that is not a
+            prediction would be replaced.
     """
     from medseg.checkpoint import load_model
 
     share = choose_shard(shard)
-    found = volumes.list_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs))
     output = Path(output)
+    found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
     jobs = take_shard(plan_outputs(found, output, format), *share)
     chosen = _device(device)
     if isinstance(model, str | Path | list | tuple):
         model = load_model(model, device=chosen)
     work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format)
+    missing = [_failed(name, error) for name, error in refused] if share[0] == 0 else []  # told by one shard
     report = progress if callable(progress) else (_print if progress else lambda result: None)
     if plan or certify:
         results, certificate, lines = _survey(work, jobs, plan=plan, certify=certify)
+        results += missing
         if plan:
             return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
     else:
         certificate, lines = None, []
-    files.probe_writable(output)
+    protect(output, jobs)
     results: list[CaseResult] = []
     todo = []
     for job in jobs:
@@ -136,6 +138,9 @@ def predict(
         report(results[-1])
     order = {job.case: number for number, job in enumerate(jobs)}
     results.sort(key=lambda result: order[result.case])
+    for result in missing:
+        results.append(result)
+        report(result)
     return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
 
 

@@ -88,7 +88,8 @@ def read_image(
     _check_kind(raw.geometry, dims, path, case)
     if wanted is not None and array.shape[0] != wanted:
         message = "the number of channels differs from what is declared"
-        raise DataError(message, code="E310", case=case, file=path, expected=wanted, found=array.shape[0])
+        fix = "convert the image, or use a model for such images"
+        raise DataError(message, code="E310", case=case, file=path, expected=wanted, found=array.shape[0], fix=fix)
     array, more = _check_numbers(array, nan, path, case)
     return Volume(array, raw.geometry, path, raw.format, raw.header, array.shape[0], (*raw.notes, *notes, *more))
 
@@ -183,7 +184,10 @@ def _check_kind(geometry: Geometry, dims: int | None, path: Path, case: str | No
         names = {2: "a picture (two dimensions)", 3: "a volume (three dimensions)"}
         found = f"{names[len(geometry.shape)]}, shape {geometry.shape}"
         message = "the image has another number of dimensions than needed"
-        raise DataError(message, code="E310", case=case, file=path, expected=names.get(dims, dims), found=found)
+        fix = f"give {names.get(dims, 'other images')}, or use a model or data set of the other kind"
+        raise DataError(
+            message, code="E310", case=case, file=path, expected=names.get(dims, dims), found=found, fix=fix
+        )
 
 
 def _to_channel_first(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -78,8 +79,10 @@ def case_id(path: str | Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
-def list_inputs(paths: Sequence[str | Path]) -> list[Path]:
+def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None) -> list[Path]:
     """Image files out of files, folders and glob patterns, in natural order, each once.
+
+    `skip`: a folder below the named ones whose images are left out, such as that of the results.
 
     A folder stands for all images in it and below it; a folder with DICOM files is one input (its series). Hidden files
     and files of other formats in folders are left out; a file that is named is always taken. A name that exists is
@@ -91,16 +94,25 @@ def list_inputs(paths: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for name in paths:
         path = Path(name)
-        if path.is_dir():
-            inside = _images_below(path)
+        if not str(name):  # an empty shell variable, which Path would take for the current folder
+            raise UsageError("an input without a name", code="E103", expected="a file, folder or pattern", found="''")
+        try:
+            is_folder, is_there = path.is_dir(), path.exists() or path.is_symlink()
+        except (OSError, ValueError) as error:  # a name that is too long, or that holds a zero byte
+            raise UsageError("no possible name of a file", code="E103", file=path, found=str(error)[:80]) from None
+        if is_folder:
+            inside = _images_below(path, skip)
             if not inside:
                 expected = "images, or the files of a DICOM series"
-                raise UsageError("the folder holds no images", code="E103", file=path, expected=expected)
-        elif path.exists() or path.is_symlink():
+                fix = "name a folder with images"
+                raise UsageError("the folder holds no images", code="E103", file=path, expected=expected, fix=fix)
+        elif is_there:
             inside = [path]
         else:
             inside = sorted(map(Path, glob.glob(str(name), recursive=True)), key=natural_key)
-            inside = [image for part in inside for image in (_images_below(part) if part.is_dir() else [part])]
+            if skip is not None and _is_below(Path(skip), _fixed_part(path)):
+                inside = [part for part in inside if not _is_below(part, Path(skip), or_same=True)]
+            inside = [image for part in inside for image in (_images_below(part, skip) if part.is_dir() else [part])]
             if not inside:
                 raise UsageError("no such file, folder or pattern", code="E103", file=path, found="nothing")
         found.update(dict.fromkeys(inside))
@@ -115,10 +127,24 @@ def natural_key(path: str | Path) -> tuple:
     return tuple((int(t), "") if t.isdecimal() and t.isascii() else (-1, t) for t in re.split(r"([0-9]+)", str(path)))
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _fixed_part(pattern: Path) -> Path:
+    """The folder that all matches of a glob pattern lie in."""
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+
+
+def _is_below(path: Path, folder: Path, *, or_same: bool = False) -> bool:
+    path, folder = path.resolve(), folder.resolve()
+    return folder in path.parents or (or_same and path == folder)
+
+
+def _images_below(folder: Path, skip: str | Path | None = None) -> list[Path]:
     images: list[Path] = []
+    left_out = None if skip is None else Path(skip).resolve()
     for base, folders, names in os.walk(folder):
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_key)
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".") and Path(base, name).resolve() != left_out),
+            key=natural_key,
+        )
         files = [Path(base, name) for name in sorted(names, key=natural_key) if not name.startswith(".")]
         known = [file for file in files if SUFFIXES.get(full_suffix(file), "dicom") != "dicom"]
         images += known

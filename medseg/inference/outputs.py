@@ -15,9 +15,20 @@ from typing import Any
 import numpy as np
 
 from medseg import files, volumes
-from medseg.errors import DataError, UsageError
+from medseg.errors import DataError, MedsegError, UsageError, collect
 
-__all__ = ["FORMATS", "Job", "fingerprint", "header_of", "is_complete", "plan_outputs", "probability_file", "record"]
+__all__ = [
+    "FORMATS",
+    "Job",
+    "find_inputs",
+    "fingerprint",
+    "header_of",
+    "is_complete",
+    "plan_outputs",
+    "probability_file",
+    "protect",
+    "record",
+]
 
 FORMATS = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png", "dicom-seg": ".dcm"}
 _PICTURES = ("png", "jpeg", "gif")
@@ -36,11 +47,68 @@ class Job:
 
     @property
     def probabilities(self) -> Path:
-        return self.output.with_name(_stem(self.output) + ".probabilities.zarr")
+        return self.output.with_name(_named(self.output, ".probabilities.zarr"))
 
     @property
     def overlay(self) -> Path:
-        return self.output.parent / "overlays" / f"{_stem(self.output)}_overlay.png"
+        return self.output.parent / "overlays" / _named(self.output, "_overlay.png")
+
+
+def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path], list[tuple[str, MedsegError]]]:
+    """Images out of files, folders and patterns, and (name, error) of those in which nothing is.
+
+    What lies in the output folder is no input when that folder is below an input folder.
+
+    Raises:
+        UsageError: E103 nothing is found at all; the output folder is an input folder.
+    """
+    found: dict[Path, None] = {}
+    refused: list[tuple[str, MedsegError]] = []
+    for name in inputs:
+        path = Path(name)
+        if os.path.isdir(path) and path.resolve() == output.resolve():
+            raise UsageError(
+                "the output folder is an input folder: results would lie among the images",
+                code="E103",
+                field="output",
+                file=output,
+                fix="choose another output folder; one below the input folder will do",
+            )
+        try:
+            found.update(dict.fromkeys(volumes.list_inputs([name], skip=output)))
+        except UsageError as error:
+            refused.append((path.name or str(path), error))
+    if not found:
+        raise collect([error for _, error in refused] or [_nothing_named()])
+    return list(found), refused
+
+
+def _nothing_named() -> UsageError:
+    return UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
+
+
+def protect(output: Path, jobs: Sequence[Job]) -> None:
+    """Mark `output` as a folder of predictions; in a folder that is none yet, no file may be replaced.
+
+    Raises:
+        UsageError: E103, a file that `medseg predict` did not write has the name of an output.
+        ResourceError: the folder cannot be written.
+    """
+    files.probe_writable(output)
+    marker = output / _RECORDS
+    if marker.is_dir():
+        return
+    taken = [p for job in jobs for p in (job.output, job.probabilities, job.overlay) if p.exists() or p.is_symlink()]
+    if taken:
+        raise UsageError(
+            "an output would replace a file that medseg predict did not write",
+            code="E103",
+            field="output",
+            file=taken[0],
+            found=f"{len(taken)} such files",
+            fix="choose another output folder, or move them away",
+        )
+    marker.mkdir(exist_ok=True)
 
 
 def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None) -> list[Job]:
@@ -53,7 +121,7 @@ def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None
         raise UsageError("unknown output format", field="format", expected=", ".join(FORMATS), found=format)
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
-    sources = {path.resolve() for path in inputs}
+    sources = {os.path.realpath(path) for path in inputs}  # of a loop of links too: it is refused when it is read
     for path in inputs:
         try:
             case, kind = volumes.case_id(path), volumes.find_format(path)
@@ -72,7 +140,7 @@ def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None
                 found=other,
                 fix="predict them into two folders",
             )
-        if target.resolve() in sources:
+        if os.path.realpath(target) in sources:
             raise UsageError(
                 "an output would overwrite an input", code="E103", file=target, fix="choose another output folder"
             )
@@ -89,13 +157,16 @@ def fingerprint(path: Path) -> str:
     return f"{state.st_size}:{state.st_mtime_ns}"
 
 
-def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path]) -> None:
-    """Note that the outputs of a job are complete: which model and options made them from which state of the input."""
+def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path], state: str) -> None:
+    """Note that the outputs of a job are complete: which model and options made them from which state of the input.
+
+    `state`: the input's `fingerprint` when it was read.
+    """
     value = {
         "case": job.case,
         "model": model,
         "options": options,
-        "input": _hashed(job.source),
+        "input": _hashed(state),
         "outputs": {os.path.relpath(p, job.output.parent): _size(p) for p in outputs},
     }
     files.write_json(job.record, value)
@@ -105,7 +176,7 @@ def is_complete(job: Job, model: str, options: dict[str, Any]) -> bool:
     """Whether the outputs are there, whole, and made by this model with these options from the input as it is now."""
     try:
         value = json.loads(job.record.read_text(encoding="utf-8"))
-        same = (value["model"], value["options"], value["input"]) == (model, options, _hashed(job.source))
+        same = (value["model"], value["options"], value["input"]) == (model, options, _hashed(fingerprint(job.source)))
         return same and all(_size(job.output.parent / name) == size for name, size in value["outputs"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -160,15 +231,16 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[t
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _stem(path: Path) -> str:
-    return path.name[: len(path.name) - len(files.full_suffix(path))]
+def _named(path: Path, suffix: str) -> str:
+    stem = path.name[: len(path.name) - len(files.full_suffix(path))]
+    return files.safe_stem(stem, suffix) + suffix  # a name that just fits with .nii.gz may be too long with this
 
 
-def _hashed(path: Path) -> str:
+def _hashed(state: str) -> str:
     import hashlib
 
     # names of DICOM files may hold identifiers: only the hash is kept
-    return hashlib.sha256(fingerprint(path).encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _size(path: Path) -> int:

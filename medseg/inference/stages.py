@@ -93,7 +93,9 @@ class Work:
             before = ""  # refused below, with the reader's message
         sample = load_image_sample(job.source, self.spec, case=job.case, series=self.series)
         if before and fingerprint(job.source) != before:
-            raise DataError("the file changed while it was read", code="E302", case=job.case, file=job.source)
+            message, fix = "the file changed while it was read", "predict it again once it is written completely"
+            raise DataError(message, code="E302", case=job.case, file=job.source, fix=fix)
+        sample["state"] = before
         sample["channels"] = int(sample["image"].shape[0])
         if sample["native"].kind == "picture":
             sample["picture"] = sample["image"].as_tensor().numpy().copy()  # the overlay is drawn over it
@@ -140,6 +142,7 @@ class Work:
             "written": streams,
             "picture": sample.get("picture"),
             "notes": tuple(sample.get("notes", ())),
+            "state": sample["state"],
         }
 
     def finish(self, job: Job, result: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +159,7 @@ class Work:
             job.overlay.parent.mkdir(parents=True, exist_ok=True)
             volumes.write_overlay(job.overlay, result["picture"], result["label"])
             outputs.append(job.overlay)
-        record(job, self.identity, self.options, outputs)
+        record(job, self.identity, self.options, outputs, result["state"])
         return {"notes": result["notes"]}
 
 
