@@ -1,18 +1,22 @@
 """Efficiency of the whole training loop: steps per second with data / steps per second on one constant batch.
 
-    python benchmarks/training_loop.py [--device cpu] [--cases 12] [--shape 160 160 96] [--seconds 20] [--monai]
+    python benchmarks/training_loop.py [--device cpu] [--cases 8] [--shape 128 128 96] [--seconds 6] [--monai]
 
 Phantom-like volumes are written and stored once; then the loop (store, patches, elastic deformation and noise, workers,
-step) and the bare step on one of its batches take turns. `--monai` runs the same network, transforms and cases through
-MONAI's CacheDataset, DataLoader and SupervisedTrainer. Prints a Markdown table; memory is the process's largest.
+step) and the bare step on one of its batches take turns in one process. `--monai` runs the same network, transforms and
+cases through MONAI's CacheDataset, DataLoader and SupervisedTrainer, in turns too. Prints a Markdown table;
+efficiency is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,10 @@ import nibabel
 import numpy as np
 import torch
 
-from medseg.augmentation import Augmentation
-from medseg.component import Component
 from medseg.config import Pipeline, load_dataset
 from medseg.distributed import Group
 from medseg.engine_stream import BatchStream
-from medseg.hardware import choose_hardware, configured, peak_memory
+from medseg.hardware import choose_hardware, configured, peak_memory, real_cores
 from medseg.training import _choose_loaders
 from medseg.training_setup import build_step, prepare
 
@@ -39,6 +41,7 @@ balls:
   unit: mm
   files: {training: {image: "images/{id}.nii.gz", label: "labels/{id}.nii.gz"}}
 """
+Clock = Callable[[], float]
 AUGMENT = [
     {"RandElasticDeformationd": {"sigma": 6.0, "rotate": 15, "scale": [0.85, 1.2], "flip": True}},
     {"RandGaussianNoised": {"prob": 0.3, "std": 0.1}},
@@ -83,90 +86,121 @@ def pipeline(workers: int | str, precision: str) -> Pipeline:
     )
 
 
-def pace(step: Any, batches: Any, seconds: float, device: torch.device) -> float:
-    count, begin = 0, time.perf_counter()
-    while count < 3 or time.perf_counter() - begin < seconds:
-        step(next(batches), seed=count)
+class Ours:
+    """The loop that `medseg train` runs, without validation and checkpoints."""
+
+    def __init__(self, root: Path, options: argparse.Namespace) -> None:
+        self.hardware = choose_hardware(options.device, "auto")
+        if options.processor_time:
+            self.hardware = replace(self.hardware, threads=1)
+        self.workers = _choose_loaders(self.hardware) if options.workers < 0 else options.workers
+        spec = load_dataset("balls", root=root)
+        plan = pipeline(self.workers, "auto")
+        self.prepared, _ = prepare(plan, spec, root, hardware=self.hardware, group=Group(), cache=root / "cache")
+        with configured(self.hardware):
+            self.step, _ = build_step(self.prepared)
+        self.constant = self.ready(self.prepared.maker[0, 0])
+
+    def ready(self, batch: Any) -> Any:
+        batch, augmentation = batch.to(self.hardware.device), self.prepared.device_augmentation
+        return self.prepared.maker.finish(batch, augmentation) if augmentation else batch
+
+    def loop(self, clock: Clock, seconds: float) -> float:
+        device = self.hardware.device
+        with configured(self.hardware):
+            stream = BatchStream(self.prepared.maker, workers=self.workers, pin=device.type == "cuda")
+            try:
+                run = lambda: self.step(self.ready(next(stream)), seed=0)  # noqa: E731
+                return pace(run, clock, seconds, device)
+            finally:
+                stream.close()
+
+    def constant_batch(self, clock: Clock, seconds: float) -> float:
+        with configured(self.hardware):
+            return pace(lambda: self.step(self.constant, seed=0), clock, seconds, self.hardware.device)
+
+
+class Monais:
+    """The same work as MONAI's tutorials do it: cached cases, random crops, transforms in workers, its trainer."""
+
+    def __init__(self, root: Path, options: argparse.Namespace) -> None:
+        from monai.data import CacheDataset, DataLoader
+        from monai.transforms import (
+            Compose,
+            EnsureChannelFirstd,
+            LoadImaged,
+            NormalizeIntensityd,
+            Rand3DElasticd,
+            RandAdjustContrastd,
+            RandCropByPosNegLabeld,
+            RandGaussianNoised,
+        )
+
+        from medseg.losses import DistanceWeightedDiceCELoss
+        from medseg.networks import UNet
+
+        keys, self.device = ["image", "label"], torch.device(choose_hardware(options.device).device)
+        elastic = Rand3DElasticd(
+            keys, sigma_range=(8, 12), magnitude_range=(20, 60), prob=1.0, rotate_range=(0.26,) * 3,
+            scale_range=(0.15,) * 3, mode=("bilinear", "nearest"), padding_mode="reflection",
+        )  # fmt: skip
+        steps = [LoadImaged(keys), EnsureChannelFirstd(keys), NormalizeIntensityd("image")]
+        steps += [RandCropByPosNegLabeld(keys, "label", (64, 64, 64), num_samples=1), elastic]
+        steps += [RandGaussianNoised("image", prob=0.3), RandAdjustContrastd("image", prob=0.3)]
+        files = [{k: str(root / f"{k}s" / f"c{n}.nii.gz") for k in keys} for n in range(options.cases // 2)]
+        cached = CacheDataset(files * 50, Compose(steps), cache_num=options.cases // 2, progress=False)
+        cached.cache_num, cached._cache = len(files) * 50, list(cached._cache) * 50
+        workers = 0 if options.processor_time else 1 if options.workers < 0 else options.workers
+        self.loader = DataLoader(cached, batch_size=2, num_workers=workers, shuffle=True)
+        torch.manual_seed(0)
+        network = UNet(3, 1, 2, channels=(16, 32, 64, 128), padding="same", norm="batch", dropout=0.0)
+        self.network, self.loss = network.to(self.device).train(), DistanceWeightedDiceCELoss()
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3)
+        self.constant = next(iter(self.loader))
+
+    def run(self, loader: Any, clock: Clock, seconds: float) -> float:
+        from ignite.engine import Events
+        from monai.engines import SupervisedTrainer
+
+        trainer = SupervisedTrainer(
+            device=self.device, max_epochs=1, train_data_loader=loader, epoch_length=10**6, network=self.network,
+            optimizer=self.optimizer, loss_function=lambda output, target: self.loss(output, target.long()),
+        )  # fmt: skip
+        trainer.logger.disabled = True
+        marks = [0.0, 0.0, 0.0]  # iterations; time after the first two, time now
+
+        def count() -> None:
+            marks[0] += 1
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            marks[2] = clock()
+            if marks[0] == 2:
+                marks[1] = marks[2]
+            elif marks[0] > 4 and marks[2] - marks[1] > seconds:
+                trainer.terminate()
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, count)
+        trainer.run()
+        return (marks[0] - 2) / (marks[2] - marks[1])
+
+    def loop(self, clock: Clock, seconds: float) -> float:
+        return self.run(self.loader, clock, seconds)
+
+    def constant_batch(self, clock: Clock, seconds: float) -> float:
+        return self.run([self.constant] * 10**5, clock, seconds)
+
+
+def pace(run: Callable[[], Any], clock: Clock, seconds: float, device: torch.device) -> float:
+    """Calls of `run` in a second; the first two, while workers start, do not count."""
+    for _ in range(2):
+        run()
+    count, begin = 0, clock()
+    while count < 3 or clock() - begin < seconds:
+        run()
         count += 1
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return count / (time.perf_counter() - begin)
-
-
-def ours(root: Path, options: argparse.Namespace) -> dict[str, float]:
-    hardware = choose_hardware(options.device, "auto")
-    workers = _choose_loaders(hardware) if options.workers < 0 else options.workers
-    plan = pipeline(workers, "auto")
-    spec = load_dataset("balls", root=root)
-    prepared, _ = prepare(plan, spec, root, hardware=hardware, group=Group(), cache=root / "cache")
-    with configured(hardware):
-        step, _ = build_step(prepared)
-        stream = BatchStream(prepared.maker, workers=workers, pin=hardware.device.type == "cuda")
-
-        def ready(batch: Any) -> Any:
-            batch = batch.to(hardware.device)
-            return prepared.maker.finish(batch, prepared.device_augmentation) if prepared.device_augmentation else batch
-
-        constant = ready(next(stream))
-        full: list[float] = []
-        bare: list[float] = []
-        for _ in range(options.rounds):
-            stream = BatchStream(prepared.maker, workers=workers, pin=hardware.device.type == "cuda")
-            pace(step, map(ready, stream), 1.0, hardware.device)  # the workers' start is paid once in a run
-            full.append(pace(step, map(ready, stream), options.seconds / options.rounds, hardware.device))
-            stream.close()
-            bare.append(pace(step, iter(lambda: constant, None), options.seconds / options.rounds, hardware.device))
-    print(f"{hardware.describe()}, {workers} workers; peak {peak_memory(hardware.device)}")
-    return {"loop": statistics.median(full), "constant batch": statistics.median(bare)}
-
-
-def monais(root: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The same work as MONAI's tutorials do it: cached cases, random crops, transforms in workers."""
-    from monai.data import CacheDataset, DataLoader
-    from monai.transforms import (
-        Compose,
-        EnsureChannelFirstd,
-        LoadImaged,
-        NormalizeIntensityd,
-        Rand3DElasticd,
-        RandAdjustContrastd,
-        RandCropByPosNegLabeld,
-        RandGaussianNoised,
-    )
-
-    from medseg.losses import DistanceWeightedDiceCELoss
-    from medseg.networks import UNet
-
-    keys, device = ["image", "label"], torch.device(choose_hardware(options.device).device)
-    elastic = Rand3DElasticd(
-        keys, sigma_range=(8, 12), magnitude_range=(20, 60), prob=1.0, rotate_range=(0.26,) * 3,
-        scale_range=(0.15,) * 3,
-        mode=("bilinear", "nearest"), padding_mode="reflection",
-    )  # fmt: skip
-    steps = [LoadImaged(keys), EnsureChannelFirstd(keys), NormalizeIntensityd("image")]
-    steps += [RandCropByPosNegLabeld(keys, "label", (64, 64, 64), num_samples=1), elastic]
-    steps += [RandGaussianNoised("image", prob=0.3), RandAdjustContrastd("image", prob=0.3)]
-    files = [{k: str(root / f"{k}s" / f"c{n}.nii.gz") for k in keys} for n in range(options.cases // 2)]
-    loader = DataLoader(CacheDataset(files, Compose(steps), progress=False), batch_size=2, num_workers=1, shuffle=True)
-    torch.manual_seed(0)
-    network = UNet(3, 1, 2, channels=(16, 32, 64, 128), padding="same", norm="batch", dropout=0.0).to(device).train()
-    loss, optimizer = DistanceWeightedDiceCELoss(), torch.optim.AdamW(network.parameters(), lr=1e-3)
-
-    def endless() -> Any:
-        while True:
-            yield from loader
-
-    def step(batch: Any, seed: int) -> None:
-        optimizer.zero_grad()
-        loss(network(batch["image"].as_tensor().to(device)), batch["label"].as_tensor().to(device)).backward()
-        optimizer.step()
-
-    batches = endless()
-    constant = next(batches)
-    return {
-        "loop": pace(step, batches, options.seconds, device),
-        "constant batch": pace(step, iter(lambda: constant, None), options.seconds / 2, device),
-    }
+    return count / (clock() - begin)
 
 
 def main() -> None:
@@ -174,26 +208,34 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--shape", type=int, nargs=3, default=[128, 128, 96])
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of one turn of one way")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--monai", action="store_true")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="one thread, no workers, processor time: for a busy machine"
+    )
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
+    torch.set_num_threads(1 if options.processor_time else real_cores())
     with tempfile.TemporaryDirectory() as place:
         write(Path(place), options.cases, tuple(options.shape))
-        rows = {"medseg": ours(Path(place), options)}
+        ways: dict[str, Any] = {"medseg": Ours(Path(place), options)}
         if options.monai:
-            rows["MONAI"] = monais(Path(place), options)
-        begin = time.perf_counter()
-        augmentation = Augmentation([Component(*next(iter(part.items()))) for part in AUGMENT])
-        batch = {"image": torch.rand(2, 1, 64, 64, 64), "label": torch.ones(2, 1, 64, 64, 64, dtype=torch.uint8)}
-        for number in range(5):
-            augmentation(batch, [number, number + 1])
-        print(f"augmentation of one batch on this machine: {(time.perf_counter() - begin) / 5 * 1000:.0f} ms\n")
-    print("| way | loop steps/s | constant batch steps/s | efficiency |\n|---|---|---|---|")
-    for name, row in rows.items():
-        efficiency = row["loop"] / row["constant batch"]
-        print(f"| {name} | {row['loop']:.2f} | {row['constant batch']:.2f} | {efficiency:.2f} |")
+            ways["MONAI SupervisedTrainer"] = Monais(Path(place), options)
+        ours = ways["medseg"]
+        print(f"{ours.hardware.describe()}, {ours.workers} workers, torch {torch.__version__}\n")
+        found: dict[str, list[list[float]]] = {name: [[], []] for name in ways}
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                found[name][0].append(way.loop(clock, options.seconds))
+                found[name][1].append(way.constant_batch(clock, options.seconds))
+                print(f"{name}: {found[name][0][-1]:.3f} / {found[name][1][-1]:.3f}", file=sys.stderr, flush=True)
+        print("| way | loop steps/s | constant batch steps/s | efficiency |\n|---|---|---|---|")
+        for name, (loops, constants) in found.items():
+            ratio = statistics.median(a / b for a, b in zip(loops, constants, strict=True))
+            print(f"| {name} | {statistics.median(loops):.2f} | {statistics.median(constants):.2f} | {ratio:.2f} |")
+        print(f"\nlargest memory {peak_memory(ours.hardware.device)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from medseg.batches import Batch
 from medseg.engine import TrainStep
-from medseg.hardware import Hardware, keep_memory, memory_format, real_cores, supports_bf16
+from medseg.hardware import Hardware, fast_layout, keep_memory, memory_format, real_cores, supports_bf16
 from medseg.losses import DistanceWeightedDiceCELoss
 from medseg.networks import UNet
 
@@ -30,9 +31,12 @@ PLAIN = "PyTorch's defaults"
 QUICK = {2: ((2, 1, 64, 64), (8, 16)), 3: ((1, 1, 16, 16, 16), (8, 16))}
 
 
+NORM = ["batch"]
+
+
 def make(dims: int, channels: tuple[int, ...], device: torch.device) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
-    network = UNet(dims, 1, 3, channels=channels, padding="same", norm="batch", dropout=0.0).to(device)
+    network = UNet(dims, 1, 3, channels=channels, padding="same", norm=NORM[0], dropout=0.0).to(device)
     return network.train(), DistanceWeightedDiceCELoss()
 
 
@@ -56,14 +60,15 @@ def our_way(
     channels: tuple[int, ...],
     *,
     precision: str,
-    last: bool,
+    last: bool | None,
     fused: bool,
 ) -> Callable[[], None]:
     network, loss = make(dims, channels, images.device)
-    layout = memory_format(dims) if last else torch.contiguous_format
+    hardware = Hardware(images.device, precision, real_cores(), "")
+    layout = fast_layout(network, hardware) if last is None else torch.contiguous_format
+    layout = memory_format(dims) if last else layout
     network = network.to(memory_format=layout)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
-    hardware = Hardware(images.device, precision, real_cores(), "")
     train = TrainStep(network, loss, optimizer, hardware)
     train._layout = layout
     batch = Batch((0, 0), ("a",) * len(images), (0,) * len(images), {"image": images, "label": label})
@@ -99,7 +104,7 @@ def memory(keep: bool) -> Iterator[None]:
 def measure(step: Callable[[], None], seconds: float, device: torch.device, clock: Callable[[], float]) -> float:
     step()
     count, begin = 0, clock()
-    while count < 2 or clock() - begin < seconds:
+    while count < 1 or clock() - begin < seconds:
         step()
         count += 1
     if device.type == "cuda":
@@ -118,7 +123,9 @@ def main() -> None:
     parser.add_argument(
         "--processor-time", action="store_true", help="one thread, its processor time: for a busy machine"
     )
+    parser.add_argument("--norm", default="batch", choices=["batch", "instance"])
     options = parser.parse_args()
+    NORM[:] = [options.norm]
     device = torch.device(options.device)
     torch.set_num_threads(1 if options.processor_time else real_cores())
     clock = time.process_time if options.processor_time else time.perf_counter
@@ -130,7 +137,7 @@ def main() -> None:
         images = torch.rand(size, device=device)
         label = torch.randint(0, 3, size, device=device)
         base = {"precision": "fp32", "last": False, "fused": False}
-        every = {"precision": half, "last": True, "fused": True}
+        every = {"precision": half, "last": None, "fused": True}
         ways: dict[str, tuple[Callable[[], None], bool]] = {
             PLAIN: (plain_way(dims, images, label, channels), False),
             "MONAI SupervisedTrainer": (monai_way(dims, images, label, channels), False),
@@ -147,8 +154,9 @@ def main() -> None:
             for name, (step, keep) in ways.items():
                 with memory(keep):
                     found[name].append(measure(step, options.seconds, device, clock))
+                    print(f"{dims}-D {name}: {found[name][-1]:.3f}", file=sys.stderr, flush=True)
         medians = {name: statistics.median(values) for name, values in found.items()}
-        shown = f"UNet {dims}-D {list(channels)}, batch {'x'.join(map(str, size))}"
+        shown = f"UNet {dims}-D {list(channels)}, {options.norm} norm, batch {'x'.join(map(str, size))}"
         for name, value in medians.items():
             print(f"| {shown} | {name} | {value:.2f} | {value / medians[PLAIN]:.2f} |")
 

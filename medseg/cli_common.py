@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ SetOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)]
 
 state: dict[str, bool] = {"debug": False, "json": False}
+
+# Threads that wait for one another sleep instead of spinning: beside other work on the machine a spinning thread keeps
+# the one that it waits for off its core, and steps take ten times as long (benchmarks/waiting.py). OpenMP reads this
+# when torch is loaded, so it is set here, where nothing heavy has been imported; the user's own choice stays.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def examples(*lines: str) -> str:

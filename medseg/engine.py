@@ -21,7 +21,7 @@ from medseg.batches import Batch
 from medseg.component import build_component
 from medseg.config import Pipeline
 from medseg.errors import ConfigError
-from medseg.hardware import Hardware, memory_format
+from medseg.hardware import Hardware, fast_layout
 
 __all__ = [
     "TrainStep",
@@ -163,7 +163,7 @@ class TrainStep:
         self.clip, self.decay, self.world = clip, ema, world
         self.bare: nn.Module = getattr(network, "module", network)
         self.average = copy.deepcopy(self.bare) if ema is not None else None
-        self._layout = memory_format(_dims(self.bare))
+        self._layout = fast_layout(self.bare, hardware)
         self._parameters = [p for p in self.bare.parameters() if p.requires_grad]
         self._bad = torch.zeros((), device=hardware.device)
         # the scaler also skips a step with infinities on the GPU itself, without telling the CPU: with fp32 and bf16
@@ -274,13 +274,6 @@ def _thin(values: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         index = (torch.arange(count, device=values.device) * step + step // 2).clamp(max=values.shape[axis] - 1)
         values = values.index_select(axis, index)
     return values
-
-
-def _dims(network: nn.Module) -> int:
-    stated = getattr(network, "spatial_dims", None)
-    if isinstance(stated, int):
-        return stated
-    return 3 if any(isinstance(module, nn.Conv3d) for module in network.modules()) else 2
 
 
 def _on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

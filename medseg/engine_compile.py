@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from medseg.errors import ResourceError
-from medseg.hardware import Hardware, memory_format
+from medseg.hardware import Hardware, fast_layout
 
 __all__ = ["choose_compiled"]
 
@@ -57,7 +57,7 @@ def choose_compiled(
 def _pace(network: nn.Module, call: Callable[..., Any], shape: tuple[int, ...], hardware: Hardware) -> float:
     """Seconds of a forward and backward pass; statistics and gradients are put back."""
     kept = copy.deepcopy(dict(network.named_buffers()))
-    images = torch.zeros(shape, device=hardware.device).contiguous(memory_format=memory_format(len(shape) - 2))
+    images = torch.zeros(shape, device=hardware.device).contiguous(memory_format=fast_layout(network, hardware))
     begin = 0.0
     for number in range(_ROUNDS + 3):
         if number == 3:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -41,18 +42,21 @@ class BatchStream:
         if workers == 0:
             self._source: Iterator[Any] = self._make_here()
             return
-        loader: DataLoader[Any] = DataLoader(
-            _Guarded(maker),
-            batch_size=None,
-            sampler=_Sampler(self._keys, self._pending),  # pyright: ignore[reportArgumentType]
-            num_workers=workers,
-            prefetch_factor=_AHEAD,
-            collate_fn=_same,
-            timeout=TIMEOUT,
-            worker_init_fn=_start_worker,
-            pin_memory=pin,
-        )
-        self._source = iter(loader)
+        with warnings.catch_warnings():
+            # more workers than cores are only made when somebody asked for them by number
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader: DataLoader[Any] = DataLoader(
+                _Guarded(maker),
+                batch_size=None,
+                sampler=_Sampler(self._keys, self._pending),  # pyright: ignore[reportArgumentType]
+                num_workers=workers,
+                prefetch_factor=_AHEAD,
+                collate_fn=_same,
+                timeout=TIMEOUT,
+                worker_init_fn=_start_worker,
+                pin_memory=pin,
+            )
+            self._source = iter(loader)
 
     def __iter__(self) -> BatchStream:
         return self

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from medseg.augmentation import Augmentation
@@ -20,7 +21,7 @@ from medseg.distributed import Group, wrap_network
 from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin, recompute_activations
 from medseg.engine_compile import choose_compiled
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
-from medseg.hardware import Hardware, memory_format
+from medseg.hardware import Hardware, fast_layout
 from medseg.patches import PatchReader
 
 __all__ = ["Prepared", "build_step", "choose_split", "prepare"]
@@ -150,7 +151,9 @@ def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
                 field="train.checkpoint_activations",
                 fix="remove it",
             )
-    network = network.to(hardware.device, memory_format=memory_format(len(train.patch)))  # pyright: ignore[reportCallIssue]
+    layout = fast_layout(network, hardware)
+    notices.append(f"memory layout: {'contiguous' if layout == torch.contiguous_format else 'channels last'}")
+    network = network.to(hardware.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     wrapped, more = wrap_network(network, group, hardware.device)
     notices += more
     shape = (-(-train.batch // group.world), prepared.channels["in_channels"], *train.patch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -135,6 +136,17 @@ def test_pipelines_list_show_copy_check(capsys, tmp_path, monkeypatch):
 
 def test_every_pipeline_that_ships_is_sound(capsys):
     assert run(capsys, "pipelines", "check")[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp, which can tell its settings, is Linux's")
+@pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_chose_otherwise(chosen, policy):
+    # OpenMP itself tells what it read when torch was loaded
+    code = "import medseg.cli, torch"
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment |= {"OMP_DISPLAY_ENV": "true", **chosen}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in ended.stderr
 
 
 def test_doctor_passes_its_own_test(capsys):

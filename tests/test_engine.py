@@ -22,7 +22,8 @@ from medseg.engine import (
 )
 from medseg.engine_budget import Budget, Progress
 from medseg.errors import ConfigError, ResourceError, UsageError
-from medseg.hardware import Hardware, choose_hardware, configured, keep_memory, real_cores
+from medseg.hardware import Hardware, choose_hardware, configured, fast_layout, keep_memory, real_cores
+from medseg.networks import UNet
 from medseg.schedules import (
     ConstantLR,
     CosineLR,
@@ -269,6 +270,33 @@ def test_hardware_is_chosen_and_checked(monkeypatch):
             choose_hardware("cuda")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert real_cores() == 1
+
+
+def test_the_layout_suits_the_network():
+    half, full = Hardware(torch.device("cpu"), "bf16", 1, ""), CPU
+    gpu = Hardware(torch.device("cuda"), "bf16", 1, "")
+    flat, deep = torch.channels_last, torch.channels_last_3d
+    for norm, dims, hardware, wanted in [
+        ("batch", 2, half, flat),
+        ("batch", 2, full, flat),
+        ("batch", 3, half, deep),
+        ("batch", 3, full, torch.contiguous_format),
+        ("instance", 2, half, torch.contiguous_format),
+        ("instance", 3, half, torch.contiguous_format),
+        ("instance", 3, gpu, deep),
+        (None, 2, full, flat),
+    ]:
+        network = UNet(dims, 1, 2, channels=(4, 8), padding="same", norm=norm)
+        assert fast_layout(network, hardware) == wanted, (norm, dims, hardware)
+    # and the step really uses it
+    network = UNet(2, 1, 2, channels=(4, 8), padding="same", norm="instance")
+    seen = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    step = TrainStep(network, squared, torch.optim.SGD(network.parameters(), lr=0.1), half)
+    images = torch.rand(2, 1, 8, 8).expand(2, 1, 8, 8).contiguous(memory_format=flat)
+    label = torch.ones(2, 1, 8, 8, dtype=torch.long)
+    step(Batch((0, 0), ("a", "b"), (1, 2), {"image": images, "label": label}), seed=0)
+    assert seen == [True]
 
 
 def test_what_was_configured_is_taken_back():
