@@ -76,12 +76,14 @@ def require_file(path: str | Path, *, case: str | None = None) -> Path:
     """`path`, if it is a file that can be read and is not empty.
 
     Raises:
-        FormatError: E308 missing, a folder, a dangling link, not readable; E302 empty.
+        FormatError: E308 missing, a folder, a pipe, a dangling link, not readable; E302 empty.
     """
     path = Path(path)
     try:
         if path.is_dir():
             raise FormatError("a folder stands where a file is expected", code="E308", case=case, file=path)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever, a device never ends
+            raise FormatError("a pipe or device stands where a file is expected", code="E308", case=case, file=path)
         with path.open("rb") as file:
             if not file.read(1):
                 raise FormatError("the file is empty", code="E302", case=case, file=path, found="0 bytes")
