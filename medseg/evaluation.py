@@ -207,7 +207,7 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     summary = {
         **{k: first.get(k) for k in ("schema", "kind", "medseg", "dataset", "protocol", "labels", "unit", "metrics")},
         "title": f"{len(folders)} folds together: {first.get('title', '')}", "created": _now(),
-        "runs": [str(run) for run in runs], "cases": {"count": len(seen), **joined}, "groups": groups,
+        "runs": [Path(run).resolve().name for run in runs], "cases": {"count": len(seen), **joined}, "groups": groups,
         "volumes": [v for s in summaries for v in s.get("volumes", [])], "views": [], "calibration": [],
         "bootstrap": _bootstrap(groups, seed), "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
         "notes": ["Scores that are computed over all cases at once are not put together from folds."],

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from medseg import __version__
 from medseg.errors import DataError
 from medseg.files import write_text
-from medseg.report_facts import read_log, read_plain_json, run_facts, training_curves
+from medseg.report_facts import hide_paths, read_log, read_plain_json, run_facts, training_curves
 from medseg.report_pictures import COLOURS, ERROR_COLOURS, draw_planes
 from medseg.report_scores import score_sections
 from medseg.tables import ScoreRow, read_cases, read_summary, summarise_rows
@@ -86,6 +86,11 @@ def render(folder: Path, scores: Path | None) -> str:
     )
     pipeline = _read_text(folder / "pipeline.yaml", notes)
     columns = read_log(folder / "log.csv", notes)
+    # the page is sent to others: where the files lay is none of their business
+    folders = [str(provenance.get("data") or ""), str(Path.home()), str(folder.resolve()), str(Path.cwd())]
+    status, provenance, summary, pipeline, notes = (
+        hide_paths(part, folders) for part in (status, provenance, summary, pipeline, notes)
+    )
     page = score_sections(rows, summary)
     page["cases"] = _pictures(scores, summary) if scores else []
     page["cases_hint"] = _pictures_hint(page["cases"])

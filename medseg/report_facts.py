@@ -9,7 +9,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from markupsafe import Markup
 
 from medseg.report_figures import curve_plot
 
-__all__ = ["read_log", "read_plain_json", "run_facts", "training_curves"]
+__all__ = ["hide_paths", "read_log", "read_plain_json", "run_facts", "training_curves"]
 
 _HIDDEN = {
     "schema",
@@ -36,6 +37,10 @@ _HIDDEN = {
     "environment",
 }
 _LONG = 160
+_ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:[/\\]|\\\\)")
+_ADDRESS = re.compile(r"[a-z]+://")
+# an absolute path inside a text: it begins where no word, address or relative path goes on
+_PATH = re.compile(r"(?<![\w./:\\])(?:/|~/|[A-Za-z]:[/\\]|\\\\)[^\s,;'\"<>()]+")
 
 
 def read_plain_json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -65,6 +70,32 @@ def run_facts(parts: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
             else:
                 facts[_title(name)] = _text(value)
     return list(facts.items())
+
+
+def hide_paths(value: Any, folders: Sequence[str] = ()) -> Any:
+    """`value` with every absolute path in its texts shortened to its last part: a report is sent to others.
+
+    Args:
+        value: text, or lists and mappings of such values; others are given back as they are.
+        folders: folders whose names are known to occur, blanks included (the data root, the home folder).
+
+    >>> hide_paths(["--data", "/home/jane doe/ct", "liver.yaml", "see /srv/runs/liver/log.csv, https://x.org/a"])
+    ['--data', 'ct', 'liver.yaml', 'see log.csv, https://x.org/a']
+    """
+    if isinstance(value, Mapping):
+        return {key: hide_paths(part, folders) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [hide_paths(part, folders) for part in value]
+    if not isinstance(value, str):
+        return value
+    if _ABSOLUTE.match(value) and not _ADDRESS.search(value) and "\n" not in value and "," not in value:
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or "folder"
+    for folder in sorted((f for f in folders if len(f) > 3), key=len, reverse=True):
+        folder = folder.rstrip("/\\")
+        # what follows the folder is what names a file; the folder itself only where nothing follows
+        value = re.sub(re.escape(folder) + r"[/\\](?=[^\s])", "/", value)
+        value = value.replace(folder, "/" + re.split(r"[/\\]", folder)[-1])
+    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], value)
 
 
 def read_log(path: Path, notes: list[str]) -> dict[str, list[tuple[float, float]]]:
