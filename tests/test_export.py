@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -273,6 +274,33 @@ def test_a_bundle_passes_monais_checks_offline(bundle, monkeypatch, tmp_path):
     assert torch.equal(torch.jit.load(str(tmp_path / "model.ts"))(image), wanted)
     pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     verify_metadata(meta_file="configs/metadata.json", filepath="configs/schema.json")
+
+
+@pytest.mark.slow
+def test_a_bundle_passes_as_others_run_it(bundle, images, wanted, tmp_path):
+    """`python -m monai.bundle ...` in new processes that cannot reach the network and do not have medseg's folder."""
+    pytest.importorskip("fire", reason="fire is not installed")
+    pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    # proxies that refuse: nothing may be fetched, the schema of the metadata included
+    offline = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    files = ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
+    commands = {
+        "verify_metadata": ["--meta_file", "configs/metadata.json", "--filepath", "configs/schema.json"],
+        "verify_net_in_out": ["network_def", "--device", "cpu", *files],
+        "run": [*files[2:], "--dataset_dir", str(images), "--output_dir", str(tmp_path / "masks"), "--device", "cpu"],
+        "ckpt_export": ["network_def", "--filepath", str(tmp_path / "m.ts"), "--ckpt_file", "models/model.pt", *files],
+    }
+    for command, arguments in commands.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", command, *arguments], cwd=bundle, capture_output=True, text=True,
+            env={**os.environ, **offline, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    found = masks(tmp_path / "masks")
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    image = torch.randn(1, 1, 16, 16, 32)
+    assert torch.equal(torch.jit.load(str(tmp_path / "m.ts"))(image), load_model(bundle).network(image))
 
 
 def test_a_traced_network_has_the_same_parameters():
