@@ -26,6 +26,7 @@ def train(name: str, seed: int, minutes: float, data: Path, folder: Path, cache:
     overrides = [f"train.minutes={minutes}", f"train.seed={seed}", "train.validate_every=100"]
     pipeline = load_pipeline(name, overrides=overrides)
     run = medseg.train(pipeline, data=data, output=folder / "runs", cache=cache or folder / "cache", progress=False)
+    medseg.evaluate(run, data=data, progress=False)
     with (run / "log.csv").open(newline="") as table:
         return run, int([row["iteration"] for row in csv.DictReader(table)][-1])
 
