@@ -131,6 +131,16 @@ def test_dice_equals_the_formula_within_the_mask(background):
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_dice_of_each_image_by_itself():
+    logits, target, weight = case(3)
+    weight[0, :, :4] = 0  # the mask differs from image to image
+    target[1] = target[1].clamp(max=1)  # a class that one image lacks
+    found = DistanceWeightedDiceCELoss(ce=0.0, per_image=True)(logits, target, weight)
+    slow = [slow_dice(logits[i : i + 1], target[i : i + 1], weight[i : i + 1] > 0) for i in range(len(logits))]
+    assert found.item() == pytest.approx(1 - sum(slow) / len(slow), rel=1e-5)
+    assert found.item() != pytest.approx(DistanceWeightedDiceCELoss(ce=0.0)(logits, target, weight).item(), rel=1e-3)
+
+
 def test_dice_and_cross_entropy_add_with_their_shares():
     logits, target, weight = case(3)
     both = DistanceWeightedDiceCELoss(dice=0.7, ce=2.0)(logits, target, weight)

@@ -97,7 +97,9 @@ class DistanceWeightedCELoss(nn.Module):
 class DistanceWeightedDiceCELoss(nn.Module):
     """`ce` x distance-weighted cross-entropy + `dice` x (1 - soft Dice).
 
-    The soft Dice is taken per class over the whole batch, which keeps a patch without a class from deciding alone:
+    The soft Dice is taken per class over the whole batch, which keeps a patch without a class from deciding alone, or,
+    with `per_image`, over each image of the batch by itself, and then averaged, so that small structures count as much
+    as large ones (for scores that are means over pictures):
 
         D_k = (2 sum p_k t_k + smooth) / (sum p_k + sum t_k + smooth),  sums over voxels whose weight is not 0.
 
@@ -109,6 +111,7 @@ class DistanceWeightedDiceCELoss(nn.Module):
         dice, ce: shares of the two terms, not negative and not both 0.
         include_background: whether class 0 has a part in the mean of D.
         smooth: positive; added above and below.
+        per_image: each image of the batch by itself instead of the batch as a whole.
         class_weights, label_smoothing, use_weight: as in `DistanceWeightedCELoss`.
 
     Shapes, types and errors as in `DistanceWeightedCELoss`.
@@ -127,6 +130,7 @@ class DistanceWeightedDiceCELoss(nn.Module):
         ce: float = 1.0,
         include_background: bool = False,
         smooth: float = 1.0,
+        per_image: bool = False,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         use_weight: bool = True,
@@ -137,6 +141,7 @@ class DistanceWeightedDiceCELoss(nn.Module):
         if smooth <= 0:
             raise UsageError("smooth is positive", field="smooth", found=smooth)
         self.dice, self.ce, self.smooth, self.include_background = dice, ce, smooth, include_background
+        self.per_image = per_image
         self.cross_entropy = DistanceWeightedCELoss(
             class_weights=class_weights, label_smoothing=label_smoothing, use_weight=use_weight
         )
@@ -164,6 +169,7 @@ class DistanceWeightedDiceCELoss(nn.Module):
             truth = target == (number if classes > 1 else 1)
             if kept is not None:
                 share, truth = share * kept, truth & kept
-            both = (share * truth).sum()
-            scores.append((2 * both + self.smooth) / (share.sum() + truth.sum() + self.smooth))
+            over = tuple(range(int(self.per_image), share.ndim))
+            both, size = (share * truth).sum(over), share.sum(over) + truth.sum(over)
+            scores.append((2 * both + self.smooth) / (size + self.smooth))
         return torch.stack(scores).mean()
