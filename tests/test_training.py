@@ -299,6 +299,16 @@ def test_neighbouring_slices_train_and_predict_alike(place):
                 assert (written[..., k] == label).mean() > 0.99
 
 
+def test_a_limited_deformation_is_told(place):
+    augment = [{"RandElasticDeformationd": {"sigma": 2.0, "grid": 3}}]
+    told = json.loads((run(place, tiny_pipeline(epochs=1, augment=augment)) / "provenance.json").read_text())["notices"]
+    # three points over eight voxels: 3.5 apart, 10/63.5 of which is 0.55; the last axis has voxels twice as long
+    assert any("sigma 2 is limited to 0.55 x 0.55 x 0.55 voxels" in line for line in told), told
+    augment[0]["RandElasticDeformationd"]["sigma"] = 0.3
+    told = json.loads((run(place, tiny_pipeline(epochs=1, augment=augment)) / "provenance.json").read_text())["notices"]
+    assert not any("limited" in line for line in told)
+
+
 def test_a_threshold_is_chosen_on_validation_cases_and_used_in_prediction(place):
     pipeline = tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}], epochs=3)
     folder = run(place, pipeline)

@@ -26,6 +26,20 @@ def smallest_jacobian(displacement: torch.Tensor) -> float:
     return float(np.linalg.det(jacobian).min())
 
 
+def test_the_applied_sigma_is_the_spread_of_the_control_points():
+    transform = RandElasticDeformationd(sigma=3.0, grid=5, prob=1.0)
+    # control points 39/4 voxels apart on the first axis: 10/63.5 of it; coarse voxels count more on the second
+    assert transform.applied_sigma((40, 400), (1.0, 2.0)) == pytest.approx((10 / 63.5 * 39 / 4, 1.5))
+    drawn = torch.stack(
+        [transform.draw((40, 400), seeded(n), (1.0, 2.0)).field.coefficients.std(dim=(1, 2)) for n in range(60)]
+    )
+    # B-spline coefficients spread more than the values at the points, by the same factor on both axes
+    ratio = drawn.mean(0) / torch.tensor(transform.applied_sigma((40, 400), (1.0, 2.0)))
+    assert float(ratio[0] / ratio[1]) == pytest.approx(1.0, abs=0.08)
+    noise = RandElasticDeformationd(sigma=9.0, form="simard", smooth=10.0)
+    assert noise.applied_sigma((64, 64)) == pytest.approx((2.83, 2.83), abs=0.01)
+
+
 # --- the field ------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from medseg.errors import UsageError
 from medseg.transforms.arrays import like, plain, spacing_of
-from medseg.transforms.elastic_field import draw_field, elastic_displacement
+from medseg.transforms.elastic_field import STEEPEST_NOISE, draw_field, elastic_displacement, largest_sigma
 from medseg.transforms.warp import Warp, warp_sample
 
 __all__ = ["RandElasticDeformationd", "elastic_displacement"]
@@ -128,6 +128,22 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
                 mode=_FORMS[self.form] or self.mode, smooth=self.smooth,
             )  # fmt: skip
         return Warp(size, field, affine, flips)
+
+    def applied_sigma(self, shape: Sequence[int], spacing: Sequence[float] | None = None) -> tuple[float, ...]:
+        """Standard deviation of the displacements that a patch of this shape really gets, in voxels of each axis.
+
+        Smaller than `sigma` where the control points are so close that the field would fold (`largest_sigma`).
+
+        >>> [round(s, 2) for s in RandElasticDeformationd(sigma=3.0, grid=4).applied_sigma((40, 128))]
+        [2.05, 3.0]
+        """
+        step = np.ones(len(shape)) if spacing is None else np.asarray(spacing, dtype=np.float64)
+        step = step / step.min() if self.unit == "voxel" else step
+        if self.form == "simard":
+            return tuple(min(self.sigma, STEEPEST_NOISE * self.smooth) / s for s in step.tolist())
+        grid = (self.grid,) * len(shape) if isinstance(self.grid, int) else tuple(self.grid)
+        reach = largest_sigma(shape, grid)
+        return tuple(min(self.sigma / s, r) for s, r in zip(step.tolist(), reach, strict=True))
 
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
         """Draw for one sample: `self.warp`."""
