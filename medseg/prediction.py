@@ -124,7 +124,7 @@ def predict(
             return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
     else:
         certificate, lines = None, []
-    protect(output, jobs)
+    protect(output, jobs, alone=share[1] == 1)
     results: list[CaseResult] = []
     todo = []
     for job in jobs:

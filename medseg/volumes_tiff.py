@@ -21,7 +21,7 @@ from medseg.volumes_geometry import Geometry
 from medseg.volumes_image import Raw
 from medseg.volumes_pictures import check_size
 
-__all__ = ["read_tiff", "read_tiff_header", "read_tiff_window"]
+__all__ = ["has_windows", "read_tiff", "read_tiff_header", "read_tiff_window"]
 
 _RATIO = 5000  # unpacked bytes per stored byte that no TIFF compression of real use exceeds
 _SMALL = 64 << 20  # below, the ratio is not looked at
@@ -68,6 +68,18 @@ def read_tiff_header(path: Path) -> tuple[Geometry, int, np.dtype]:
         return Geometry.of(shape), bands, np.dtype(pages[0].dtype)
 
 
+def has_windows(path: Path) -> bool:
+    """Whether windows of a picture can be read without most of it: no palette, and not packed in strips above 64 MB."""
+    with _opened(path, None) as (file, pages, _):
+        first = pages[0]
+        rows, columns = first.imagelength, first.imagewidth
+        rows = first.tilelength if first.is_tiled else min(int(first.rowsperstrip or rows), rows)
+        columns = first.tilewidth if first.is_tiled else columns
+        segment = rows * columns * int(first.samplesperpixel) * np.dtype(first.dtype).itemsize
+        small = segment <= _SMALL or first.is_memmappable
+        return small and len(pages) == 1 and first.colormap is None and not _hidden_pages(file, pages)
+
+
 def read_tiff_window(path: Path, slices: tuple[slice, ...]) -> np.ndarray:
     """(C, *window) of a picture (row, column) or stack (i, j, k); only the tiles or strips it touches are decoded."""
     with _opened(path, None) as (file, pages, _):
@@ -93,7 +105,11 @@ def _to_front(array: np.ndarray, bands: int) -> np.ndarray:
 
 
 def _cut(file: Any, page: Any, rows: tuple, columns: tuple, bands: int) -> np.ndarray:
-    """Rows and columns of one page, decoded segment by segment."""
+    """Rows and columns of one page, decoded segment by segment; of one that is stored plainly, what is asked for."""
+    if page.is_memmappable and (bands == 1 or int(page.planarconfig) != 2):
+        stored = page.asarray(out="memmap").reshape(page.imagelength, page.imagewidth, bands)
+        part = stored[slice(*rows), slice(*columns)].astype(page.dtype)
+        return _upright(part if bands > 1 else part[..., 0], page)
     height, width = page.imagelength, page.imagewidth
     step_rows = page.tilelength if page.is_tiled else min(int(page.rowsperstrip or height), height)
     step_columns = page.tilewidth if page.is_tiled else width

@@ -22,6 +22,8 @@ from medseg.volumes_labels import smallest_type
 __all__ = ["LabelWriter", "open_label_writer", "write_label", "write_overlay"]
 
 _LEVEL = 3  # gzip: label maps shrink a hundredfold at any level; higher ones only cost time
+_LARGE = 2**26  # pixels of a picture beyond which its label is written in tiles
+_TILE = 512
 _SAME = 1e-3  # voxels between the header's own affine and the one in use, beyond which the header is rewritten
 
 
@@ -231,8 +233,26 @@ def _tiff_sink(path: Path, like: Volume, dtype: np.dtype, description: str) -> I
         else:
             columns: list[np.ndarray] = []
             yield columns.append
-            if sum(part.shape[-1] for part in columns) == geometry.shape[-1]:
+            if sum(part.shape[-1] for part in columns) != geometry.shape[-1]:
+                return  # the caller raises; nothing is written
+            if pixels <= _LARGE:
                 writer.write(np.concatenate(columns, axis=-1), **options)
+            else:  # tiles can be read back in windows, and no second copy of the label is held
+                tiles = _tiles(columns, geometry.shape)
+                writer.write(tiles, shape=geometry.shape, dtype=dtype, tile=(_TILE, _TILE), **options)
+
+
+def _tiles(columns: list[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Tiles row by row out of a label that was given in groups of columns; beyond the border they are 0."""
+    ends = np.cumsum([part.shape[-1] for part in columns])
+    for top in range(0, shape[0], _TILE):
+        for left in range(0, shape[1], _TILE):
+            right = min(left + _TILE, shape[1])
+            first, last = int(np.searchsorted(ends, left, "right")), int(np.searchsorted(ends, right, "left"))
+            begin = int(ends[first]) - columns[first].shape[-1]
+            parts = [part[top : top + _TILE] for part in columns[first : last + 1]]
+            tile = np.concatenate(parts, axis=-1)[:, left - begin : right - begin]
+            yield np.pad(tile, ((0, _TILE - tile.shape[0]), (0, _TILE - tile.shape[1])))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import nibabel
@@ -19,6 +20,7 @@ from medseg.cohort import choose_shard, run_cohort, take_shard
 from medseg.component import Component
 from medseg.config import DatasetSpec
 from medseg.errors import DataError, ResourceError, UsageError
+from medseg.files_atomic import TEMPORARY
 from medseg.inference.outputs import plan_outputs
 from medseg.prediction import predict
 
@@ -167,7 +169,7 @@ def test_a_refused_case_does_not_stop_the_others(tmp_path):
     assert json.dumps(result.as_dict())
     assert "1.nii.gz" in result.text()
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["0.nii.gz", "2.nii.gz"]
-    assert not list((tmp_path / "out").rglob("*tmp*"))
+    assert not list((tmp_path / "out").rglob(f"{TEMPORARY}*"))
 
 
 def test_a_picture_for_a_volume_model_is_refused(tmp_path):
@@ -211,37 +213,54 @@ def test_resume_skips_what_is_complete_and_only_that(tmp_path):
 
 
 KILLED = """
-import os, sys
+import sys
 sys.path.insert(0, {tests!r})
 from test_prediction import make_model
 from medseg.prediction import predict
-done = []
-def stop(case):
-    done.append(case)
-    if len(done) == {after}:
-        os.kill(os.getpid(), 9)
-predict(make_model(), [{source!r}], {out!r}, resume=True, progress=stop)
+print("ready", flush=True)
+predict(make_model(), [{source!r}], {out!r}, resume=True, progress=False)
 """
 
 
 @pytest.mark.slow
-def test_killed_and_continued_gives_the_same_bytes(tmp_path):
-    source = tmp_path / "in"
+def test_killed_at_any_moment_and_continued_gives_the_same_bytes(tmp_path):
+    source, whole, out = tmp_path / "in", tmp_path / "whole", tmp_path / "out"
     source.mkdir()
-    for number in range(5):
-        make_volume(source / f"{number}.nii.gz", seed=number)
-    predict(make_model(), [source], tmp_path / "whole", progress=False)
-    out = tmp_path / "out"
-    for after in (1, 2):
-        code = KILLED.format(tests=os.path.dirname(__file__), after=after, source=str(source), out=str(out))
-        ended = subprocess.run([sys.executable, "-c", code], cwd=os.getcwd(), check=False, capture_output=True)
-        assert ended.returncode == -9, ended.stderr
-        for path in out.glob("*.nii.gz"):
-            assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
-    predict(make_model(), [source], out, resume=True, progress=False)
-    assert {p.name: p.read_bytes() for p in out.glob("*.nii.gz")} == {
-        p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.nii.gz")
-    }
+    for number in range(6):
+        make_volume(source / f"{number}.nii.gz", (96, 96, 60), seed=number)
+    begin = time.monotonic()
+    predict(make_model(), [source], whole, progress=False)
+    took = time.monotonic() - begin
+    expected = {p.name: p.read_bytes() for p in whole.glob("*.nii.gz")}
+    assert len(expected) == 6
+    code = KILLED.format(tests=os.path.dirname(__file__), source=str(source), out=str(out))
+    for share in (0.05, 0.2, 0.35, 0.45, 0.1, 0.3):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=os.getcwd())
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(share * took)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        for path in out.glob("*"):  # nothing partial under a final name, whenever the process was stopped
+            if path.is_file() and not path.name.startswith("."):
+                assert path.read_bytes() == expected[path.name]
+    result = predict(make_model(), [source], out, resume=True, progress=False)
+    assert "skipped" in {case.status for case in result.cases}
+    assert {p.name: p.read_bytes() for p in out.glob("*.nii.gz") if not p.name.startswith(".")} == expected
+    assert sorted(p.name for p in out.iterdir()) == sorted([".medseg", *expected])  # no temporary file is left
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    predict(make_model(), tmp_path / "a.nii.gz", tmp_path / "out", save_probabilities=True, progress=False)
+    for name in (f"{TEMPORARY}{dead.pid}-1.nii.gz", f"{TEMPORARY}{dead.pid}-2.zarr"):
+        for shard in ("0/2", None):  # with shards it may belong to another machine
+            (tmp_path / "out" / name).mkdir(exist_ok=True)
+            predict(make_model(), tmp_path / "a.nii.gz", tmp_path / "out", shard=shard, progress=False)
+            assert (tmp_path / "out" / name).exists() == (shard is not None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -341,7 +360,7 @@ def test_probabilities_are_saved(tmp_path):
     assert stored.shape == (2, *array.shape)
     expected = 1 / (1 + np.exp(-2 * (array.astype(float) - 100)))
     assert np.abs(stored[1] - expected).max() < 2e-3
-    assert not list((tmp_path / "out").glob(".tmp*"))
+    assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
 
 
 def test_ensemble_averages_probabilities(tmp_path):

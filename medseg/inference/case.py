@@ -49,12 +49,13 @@ def predict_case(  # type: ignore[misc]
     device: torch.device | str = "cpu",
     sink: Sink | None = None,
     probability_sink: Callable[[tuple[slice, ...], np.ndarray], None] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Labels of one case on its native grid.
 
     Args:
         networks: one network, or the folds of an ensemble (probabilities are averaged per tile); in eval mode.
-        image: (C, *spatial), preprocessed, float32, on the host.
+        image: (C, *spatial), preprocessed, float32, on the host; or a `LargePicture`, which stays in its file.
         inferer: `OverlapTileInferer` or `GaussianTileInferer`.
         affine_pre: 4x4 affine of `image`; `native`: the grid of the result (`.shape`, `.affine`, `.spacing`).
         mask: (*spatial) or (1, *spatial) of `image`, nonzero where there can be something (field of view); what lies
@@ -65,6 +66,7 @@ def predict_case(  # type: ignore[misc]
         device: of the networks.
         sink: called with finished planes in order (see `NativeLabels`); after post-processing when there is some.
         probability_sink: called with (native slices, probabilities (K, *box)) of each finished piece.
+        out: zeros (*native.shape), uint8, in which the labels are put, such as a file mapped into memory.
 
     Returns:
         integers (*native.shape), uint8, or int16 with more than 256 classes.
@@ -77,7 +79,7 @@ def predict_case(  # type: ignore[misc]
     """
     if not networks:
         raise UsageError("no network given", field="networks")
-    image = torch.as_tensor(image)
+    image = image if hasattr(image, "read") else torch.as_tensor(image)
     image = image.as_tensor() if hasattr(image, "as_tensor") else image
     size = tuple(image.shape[1:])
     shape = tuple(int(n) for n in native.shape)
@@ -105,6 +107,7 @@ def predict_case(  # type: ignore[misc]
         threshold=threshold,
         sink=None if postprocess else sink,
         probabilities=keep if keep_all or probability_sink is not None else None,
+        out=out,
     )
     dims = getattr(networks[0], "spatial_dims", len(size))
     source = SliceBlocks(inferer) if dims == 2 and len(size) == 3 else inferer

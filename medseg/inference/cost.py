@@ -17,7 +17,7 @@ from medseg.inference.inferers import OverlapTileInferer
 from medseg.inference.memory import bytes_per_voxel, resident_bytes
 from medseg.inference.streams import TileInferer
 from medseg.inference.tiling import Border, TilePlan
-from medseg.inference.windows import network_geometry
+from medseg.inference.windows import network_geometry, read_window
 
 __all__ = ["Certificate", "Cost", "certify", "estimate"]
 
@@ -151,10 +151,7 @@ def certify(
     wanted = [2 * c + 2 * d for c, d in zip(context, geometry.divisor, strict=True)]
     size = [min(n, w + 4 * d) for n, w, d in zip(image.shape[1:], wanted, geometry.divisor, strict=True)]
     start = [(n - s) // 2 for n, s in zip(image.shape[1:], size, strict=True)]
-    sample = image
-    for axis, (first, extent) in enumerate(zip(start, size, strict=True), start=1):
-        sample = sample.narrow(axis, first, extent)
-    sample = sample[None].to(device)
+    sample = read_window(image, start, size)[None].to(device)
     border: Border = inferer.border if isinstance(inferer, OverlapTileInferer) else "auto"
     whole_plan = OverlapTileInferer(tile=tuple(n + 2 * w for n, w in zip(size, wanted, strict=True)), border=border)
     whole = whole_plan(sample, network)

@@ -92,6 +92,7 @@ class NativeLabels:
         threshold: for one class, and for two: foreground where its probability is at least this; None: 0.5 / argmax.
         sink: called with (first plane, planes (..., n)) of the last native axis, in order, as they are finished.
         probabilities: called with (native slices, probabilities (K, *box)) for each finished piece.
+        out: uint8 zeros to put the labels in.
 
     `.labels` (*shape), uint8 (int16 for more than 256 classes), is complete after `finish()`. Native voxels outside the
     preprocessed image are background.
@@ -104,9 +105,10 @@ class NativeLabels:
         threshold: float | None = None,
         sink: Sink | None = None,
         probabilities: Callable[[tuple[slice, ...], np.ndarray], None] | None = None,
+        out: np.ndarray | None = None,
     ) -> None:
         self.grid, self.threshold, self.sink, self.probabilities = grid, threshold, sink, probabilities
-        self.labels = np.zeros(grid.shape, dtype=np.uint8)
+        self.labels = np.zeros(grid.shape, dtype=np.uint8) if out is None else out
         self._told = 0  # planes given to the sink
         self._buffer = None if grid.exact else SlabBuffer(grid.shape_pre, grid.axis)
         self._next = 0  # next native plane to interpolate, counted in the slabs' direction

@@ -16,6 +16,7 @@ import numpy as np
 
 from medseg import files, volumes
 from medseg.errors import DataError, MedsegError, UsageError, collect
+from medseg.files_atomic import TEMPORARY
 
 __all__ = [
     "FORMATS",
@@ -87,8 +88,11 @@ def _nothing_named() -> UsageError:
     return UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
 
 
-def protect(output: Path, jobs: Sequence[Job]) -> None:
+def protect(output: Path, jobs: Sequence[Job], *, alone: bool = True) -> None:
     """Mark `output` as a folder of predictions; in a folder that is none yet, no file may be replaced.
+
+    `alone`: no other process writes there, so that temporary files of killed ones can be removed. (Shards may run on
+    several machines, and whether a process of another one lives cannot be seen.)
 
     Raises:
         UsageError: E103, a file that `medseg predict` did not write has the name of an output.
@@ -97,6 +101,8 @@ def protect(output: Path, jobs: Sequence[Job]) -> None:
     files.probe_writable(output)
     marker = output / _RECORDS
     if marker.is_dir():
+        for folder in (output, marker, output / "overlays") if alone else ():
+            files.remove_stale(folder)
         return
     taken = [p for job in jobs for p in (job.output, job.probabilities, job.overlay) if p.exists() or p.is_symlink()]
     if taken:
@@ -200,7 +206,8 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[t
     import zarr
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent))
+    mark = f"{TEMPORARY}{os.getpid()}-"  # so that it is known as stale when this process is killed
+    temporary = Path(tempfile.mkdtemp(prefix=mark, suffix=path.suffix, dir=path.parent))
     arrays: list[Any] = []
 
     def put(box: tuple[slice, ...], values: np.ndarray) -> None:

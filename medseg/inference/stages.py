@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from medseg import volumes
+from medseg import files, volumes
 from medseg.cohort import SlabQueue
 from medseg.component import build_component
 from medseg.data import load_image_sample
 from medseg.errors import DataError, MedsegError, ResourceError
+from medseg.files_atomic import TEMPORARY
 from medseg.inference.case import predict_case
+from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import resident_bytes
 from medseg.inference.outputs import Job, fingerprint, header_of, probability_file, record
 
@@ -25,9 +30,8 @@ __all__ = ["Work"]
 
 _COPIES = 3  # float32 copies of an image that reading and preprocessing hold at once, for deciding to read ahead
 _NAME = "medseg label"
-# each voxel of the result depends on that voxel alone, whatever the arguments: such steps run slab by slab, because
-# MONAI's hold three float32 copies of what they are given
-_POINTWISE = frozenset({"ScaleIntensityRanged", "ThresholdIntensityd"})
+# steps in POINTWISE run slab by slab, because MONAI's hold three float32 copies of what they are given
+_MAPPED = 2**28  # voxels of a result beyond which it lies in a file that is mapped into memory
 _SLAB = 2**24  # voxels
 
 
@@ -91,17 +95,24 @@ class Work:
             before = fingerprint(job.source)
         except OSError:
             before = ""  # refused below, with the reader's message
-        sample = load_image_sample(job.source, self.spec, case=job.case, series=self.series)
+        large = open_large(job.source, self.spec, self.pipeline.preprocess, case=job.case)
+        if large is not None:
+            sample: dict[str, Any] = {"image": large, "native": large.native, "picture": large.preview}
+            sample |= {"channels": large.shape[0], "stride": large.stride, "notes": ("read in windows",)}
+        else:
+            sample = load_image_sample(job.source, self.spec, case=job.case, series=self.series)
         if before and fingerprint(job.source) != before:
             message, fix = "the file changed while it was read", "predict it again once it is written completely"
             raise DataError(message, code="E302", case=job.case, file=job.source, fix=fix)
         sample["state"] = before
+        if large is not None:
+            return sample
         sample["channels"] = int(sample["image"].shape[0])
         if sample["native"].kind == "picture":
             sample["picture"] = sample["image"].as_tensor().numpy().copy()  # the overlay is drawn over it
         for part, transform in zip(self.pipeline.preprocess, self.preprocess, strict=True):
             try:
-                sample = _in_slabs(transform, sample) if part.name in _POINTWISE else dict(transform(sample))
+                sample = _in_slabs(transform, sample) if part.name in POINTWISE else dict(transform(sample))
             except MedsegError:
                 raise
             except Exception as error:  # whatever a transform raises on this case must not stop the others
@@ -135,6 +146,7 @@ class Work:
                 device=self.device,
                 sink=sink,
                 probability_sink=probability_sink,
+                out=stack.enter_context(_mapped(job.output.parent, native.shape)) if voxels > _MAPPED else None,
             )
         return {
             "label": None if streams and "picture" not in sample else label,
@@ -143,6 +155,7 @@ class Work:
             "picture": sample.get("picture"),
             "notes": tuple(sample.get("notes", ())),
             "state": sample["state"],
+            "stride": sample.get("stride", 1),
         }
 
     def finish(self, job: Job, result: dict[str, Any]) -> dict[str, Any]:
@@ -157,10 +170,31 @@ class Work:
                 volumes.write_label(job.output, result["label"], result["like"], description=_NAME)
         if result["picture"] is not None:
             job.overlay.parent.mkdir(parents=True, exist_ok=True)
-            volumes.write_overlay(job.overlay, result["picture"], result["label"])
+            step = result["stride"]  # of large pictures a smaller one is shown
+            volumes.write_overlay(job.overlay, result["picture"], result["label"][::step, ::step])
             outputs.append(job.overlay)
         record(job, self.identity, self.options, outputs, result["state"])
         return {"notes": result["notes"]}
+
+
+@contextmanager
+def _mapped(folder: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """Zeros (*shape), uint8, in a temporary file: the system can put aside what does not fit into memory.
+
+    The file has no name any more when the block begins, or loses it when it ends (Windows); the array stays usable.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files.require_space(folder, math.prod(shape))
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
+    os.close(handle)
+    try:
+        array = np.memmap(name, np.uint8, "w+", shape=tuple(shape))
+        with suppress(OSError):
+            os.unlink(name)
+        yield array
+    finally:
+        with suppress(OSError):
+            os.unlink(name)
 
 
 def _in_slabs(transform: Any, sample: dict[str, Any]) -> dict[str, Any]:

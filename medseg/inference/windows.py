@@ -70,20 +70,30 @@ def mirror_index(start: int, size: int, length: int) -> torch.Tensor:
     return torch.minimum(index, period - index)
 
 
-def read_window(image: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """Window (C, *size) of `image` (C, *spatial) from voxel `start`, mirrored beyond the border; a view when inside."""
-    window = image
-    indices = []
+def read_window(image: Any, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Window (C, *size) of `image` (C, *spatial) from voxel `start`, mirrored beyond the border; a view when inside.
+
+    `image` is a tensor, or what has `shape` and reads boxes of itself, such as `medseg.inference.large.LargePicture`.
+    """
+    lows, extents, indices = [], [], []
     for axis, (first, extent) in enumerate(zip(start, size, strict=True), start=1):
         length = image.shape[axis]
         if first >= 0 and first + extent <= length:
-            window = window.narrow(axis, first, extent)
+            lows.append(first)
+            extents.append(extent)
         else:
             # cut to the voxels that occur before repeating them, so that only the window is copied
             index = mirror_index(first, extent, length)
             low, high = int(index.min()), int(index.max())
-            window = window.narrow(axis, low, high - low + 1)
+            lows.append(low)
+            extents.append(high - low + 1)
             indices.append((axis, index - low))
+    if isinstance(image, torch.Tensor):
+        window = image
+        for axis, (low, extent) in enumerate(zip(lows, extents, strict=True), start=1):
+            window = window.narrow(axis, low, extent)
+    else:
+        window = image.read(lows, extents)
     for axis, index in indices:
         window = window.index_select(axis, index.to(window.device))
     return window
