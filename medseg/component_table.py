@@ -34,6 +34,7 @@ _TABLES = {
 }
 _OPTIMIZERS = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
 _MONAI_INTENSITY = (
+    "AdjustContrastd",
     "ClipIntensityPercentilesd",
     "GaussianSmoothd",
     "HistogramNormalized",
