@@ -98,7 +98,8 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
 
     Returns:
         Comparison: one line for each method, label and score. "better" and "worse" are only said when the interval
-        leaves out 0 and the corrected p is below 0.05; "no difference shown" is no proof that they are equal.
+        leaves out 0, the corrected p is below 0.05, and mean and ranks are on the same side; "no difference shown" is
+        no proof that they are equal.
 
     Raises:
         UsageError: less than two evaluations, or nothing in common to compare.
@@ -116,6 +117,7 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
     better = {s["metric"]: s["better"] for summary in reversed(summaries) for s in summary.get("scores", [])}
     groups = summaries[0].get("groups") or {}
     differences: list[Difference] = []
+    ranks: list[int] = []
     notes: list[str] = []
     for name, table in zip(names[1:], tables[1:], strict=True):
         common = [key for key in tables[0] if key in table]
@@ -135,6 +137,7 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
             by = [groups[case] for case in cases] if all(case in groups for case in cases) and groups else None
             way = better.get(metric) or _direction(metric)
             found = compare_paired(a, b, better=way, groups=by, seed=seed)
+            ranks.append(found.ranks)
             differences.append(
                 Difference(
                     names[0], name, label, metric, row.unit, way, found.n, found.groups, sum(a) / len(a),
@@ -145,11 +148,13 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
     judged = [d for d in differences if d.better != "none"]  # signed errors have no better side: they are not tested
     corrected = dict(zip(map(id, judged), holm([d.p for d in judged]), strict=True))
     final = [
-        replace(d, p_holm=corrected[id(d)], verdict=verdict(d.low, d.high, corrected[id(d)], d.better))
+        replace(d, p_holm=corrected[id(d)], verdict=verdict(d.low, d.high, corrected[id(d)], d.better, ranks=side))
         if id(d) in corrected
         else replace(d, verdict="not judged")
-        for d in differences
+        for d, side in zip(differences, ranks, strict=True)
     ]
+    split = [d for d, side in zip(differences, ranks, strict=True) if side * d.low < 0 < d.low * d.high]
+    notes += [f"{d.second}, {d.label}, {d.metric}: the mean and most cases point to different sides." for d in split]
     result = Comparison(tuple(names), tuple(final), tuple(notes))
     if output is not None:
         write_text(Path(output) / "comparison.csv", _csv(result))

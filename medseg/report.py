@@ -94,6 +94,7 @@ def render(folder: Path, scores: Path | None) -> str:
     page = score_sections(rows, summary)
     page["cases"] = _pictures(scores, summary) if scores else []
     page["cases_hint"] = _pictures_hint(page["cases"])
+    page["sliders"] = any(len(plane.captions) > 1 for case in page["cases"] for plane in case["planes"])
     page["swatches"] = [*_label_swatches(summary), *[(name, colour) for name, colour in ERROR_COLOURS.items()]]
     page["curves"] = training_curves(columns)
     page["training_hint"] = _training_hint(columns)
@@ -179,9 +180,8 @@ def _pictures_hint(cases: list[dict[str, Any]]) -> str:
     roles = "The best case, the one in the middle and the worst ones" if len(cases) > 1 else "The only case"
     if any(len(case["planes"]) > 1 for case in cases):
         return (
-            f"{roles}. Move the sliders to go through the slices. The patient's right (R) is at the left of the "
-            "picture, as on a viewing station; A front, P back, S head, I feet. Not for diagnosis: grey values are set "
-            "by the picture's own range."
+            f"{roles}. The patient's right (R) is at the left of the picture, as on a viewing station; A front, P "
+            "back, S head, I feet. Not for diagnosis: grey values are set by the picture's own range."
         )
     return f"{roles}. Grey values are set by the picture's own range."
 

@@ -218,7 +218,7 @@ def _wide(rows: Sequence[ScoreRow]) -> dict[str, Any]:
     for (case, label), members in list(lines.items())[:LINES]:
         cells = [_cell(members[m].value if m in members else None, unit) for m, unit in columns.items()]
         shown.append({"case": case, "label": label, "status": next(iter(members.values())).status, "cells": cells})
-    hint = "Click a column's head to sort. cases.csv has the same numbers with all digits."
+    hint = "cases.csv has the same numbers with all digits."
     if len(lines) > LINES:
         hint = f"The first {LINES} of {len(lines)} lines; cases.csv has all."
     return {"columns": [f"{m} ({u})" if u else m for m, u in columns.items()], "rows": shown, "hint": hint}

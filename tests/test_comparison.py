@@ -62,6 +62,17 @@ def test_lower_is_better_for_distances_and_signed_errors_are_not_judged(tmp_path
     assert compare(a, b).differences[0].verdict == "not judged"
 
 
+def test_a_mean_against_most_cases_is_told(tmp_path):
+    first = np.linspace(0.6, 0.9, 60)
+    a = scores(tmp_path / "a", first)
+    b = scores(tmp_path / "b", first + np.where(np.arange(60) % 6 == 0, -0.475, 0.025))
+    result = compare(a, b)
+    assert result.differences[0].high < 0
+    assert result.differences[0].verdict == "no difference shown"
+    assert result.notes == ("b, liver, Dice: the mean and most cases point to different sides.",)
+    assert "different sides" in result.text()
+
+
 def test_the_same_table_shows_no_difference(tmp_path, base):
     a = scores(tmp_path / "x" / "a", base)
     b = scores(tmp_path / "y" / "a", base)

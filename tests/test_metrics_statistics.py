@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from medseg.errors import UsageError
-from medseg.metrics.statistics import compare_paired, correct, holm, summarise, wilcoxon_p
+from medseg.metrics.statistics import compare_paired, correct, holm, summarise, wilcoxon
 
 
 def skewed(rng, n=60):
@@ -79,8 +79,10 @@ def test_holm_by_hand():
 
 def test_wilcoxon_is_scipys():
     d = np.random.default_rng(3).normal(0.3, 1, 40)
-    assert wilcoxon_p(d) == pytest.approx(stats.wilcoxon(d).pvalue)
-    assert wilcoxon_p(np.zeros(5)) == 1.0
+    p, side = wilcoxon(d)
+    assert p == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert side == (1 if stats.wilcoxon(d, alternative="greater").pvalue < 0.5 else -1)
+    assert wilcoxon(np.zeros(5)) == (1.0, 0)
 
 
 def test_verdicts():
@@ -96,6 +98,17 @@ def test_verdicts():
     found = compare_paired(a, b)
     assert found.difference == pytest.approx((b - a).mean())
     assert found.low < found.difference < found.high
+
+
+def test_a_mean_against_most_cases_gets_no_verdict():
+    """50 of 60 cases gain 0.025, ten lose 0.475: the mean falls by 0.058, the ranks (1275 against 555) say gain."""
+    first = np.linspace(0.6, 0.9, 60)
+    found = compare_paired(first, first + np.where(np.arange(60) % 6 == 0, -0.475, 0.025))
+    assert found.difference == pytest.approx(-0.35 / 6)
+    assert found.high < 0
+    assert found.p < 0.05
+    assert (found.ranks, found.verdict) == (1, "no difference shown")
+    assert correct([found])[0].verdict == "no difference shown"
 
 
 def test_many_comparisons_are_corrected():

@@ -174,3 +174,27 @@ def test_a_threshold_for_membranes_is_chosen_by_the_labels_it_gives(place):
     scores = [score(v) for v in CANDIDATES]
     smooth = [np.mean(scores[max(0, i - 1) : i + 2]) for i in range(len(scores))]
     assert smooth[CANDIDATES.index(value)] == pytest.approx(max(smooth), abs=1e-3)
+
+
+def test_calibration_equals_its_definition(trained, place, tmp_path):
+    """Pixel by pixel: ten bins of the probability; those below 0.001 and those outside of the view are left out."""
+    result = evaluate(trained, data=place / "data", output=tmp_path / "scores", workers=1)
+    bins = [[0, 0.0, 0] for _ in range(10)]
+    for path in sorted((trained / "validation").glob("*.probabilities.zarr")):
+        name = path.name.removesuffix(".probabilities.zarr")
+        shares = np.asarray(zarr.open(str(path), mode="r")[1], np.float64)
+        _, reference, fov = shares_of(trained, place, name)
+        for p, right, inside in zip(shares.ravel(), reference.ravel(), fov.ravel(), strict=True):
+            if inside and p >= 0.001:
+                one = bins[min(int(p * 10), 9)]
+                one[0], one[1], one[2] = one[0] + 1, one[1] + p, one[2] + int(right)
+    (found,) = result.summary["calibration"]
+    total = sum(n for n, _, _ in bins)
+    assert total > 1000
+    assert [b["count"] for b in found["bins"]] == [n for n, _, _ in bins]
+    for b, (n, p, right) in zip(found["bins"], bins, strict=True):
+        assert b["probability"] == pytest.approx(p / n if n else 0, rel=1e-6)
+        assert b["frequency"] == pytest.approx(right / n if n else 0, rel=1e-6)
+    assert found["error"] == pytest.approx(sum(abs(p - right) for _, p, right in bins) / total, rel=1e-6)
+    evaluate(trained, data=place / "data", workers=1)
+    assert f"Expected calibration error {found['error']:.3f}" in write_report(trained).read_text()

@@ -54,6 +54,7 @@ class Comparison:
         difference: mean of (second - first).
         low, high: interval of that mean.
         p: Wilcoxon signed-rank, two-sided; 1 if all differences are 0.
+        ranks: the side that the ranks are on: 1 if the second's scores are mostly larger, -1 if smaller, 0 if neither.
         p_holm: p after Holm's correction over the comparisons made together; p itself until `correct` is applied.
         better: "higher", "lower" or "none": which scores are better.
         verdict: "better", "worse" or "no difference shown", of the second against the first.
@@ -68,6 +69,7 @@ class Comparison:
     p_holm: float
     better: str
     verdict: str
+    ranks: int = 0
 
 
 def summarise(
@@ -125,9 +127,10 @@ def compare_paired(
 ) -> Comparison:
     """Is the second method better than the first, on the same cases?
 
-    Says so only if the bootstrap interval of the mean difference leaves out 0 and Wilcoxon's test agrees: each of the
-    two alone errs more often than it says on skewed differences or where cases repeat patients (the test then compares
-    patients, by their mean difference). After several comparisons apply `correct`.
+    Says so only if the bootstrap interval of the mean difference leaves out 0 and Wilcoxon's test agrees, on the same
+    side: each of the two alone errs more often than it says on skewed differences or where cases repeat patients (the
+    test then compares patients, by their mean difference), and where most cases gain a little and a few lose much, the
+    two point to different sides. After several comparisons apply `correct`.
 
     Args:
         first, second: one score per case, in the same order.
@@ -151,19 +154,21 @@ def compare_paired(
         raise UsageError("unknown direction", field="better", expected="higher, lower or none", found=better)
     sums, sizes = _group_sums(b - a, groups)
     low, high = _bootstrap_interval(sums, sizes, seed, resamples, confidence)
-    p = wilcoxon_p(sums / sizes)
+    p, ranks = wilcoxon(sums / sizes)
     difference = float((b - a).mean())
-    call = verdict(low, high, p, better, 1 - confidence)
-    return Comparison(len(a), len(sums), difference, low, high, p, p, better, call)
+    call = verdict(low, high, p, better, 1 - confidence, ranks)
+    return Comparison(len(a), len(sums), difference, low, high, p, p, better, call, ranks)
 
 
-def verdict(low: float, high: float, p: float, better: str, alpha: float = 0.05) -> str:
-    """The call that an interval of the difference and a p value allow.
+def verdict(low: float, high: float, p: float, better: str, alpha: float = 0.05, ranks: int = 0) -> str:
+    """The call that an interval of the difference, a p value and the side of its ranks (0: not known) allow.
 
+    >>> verdict(0.01, 0.03, 0.001, "higher", ranks=-1)
+    'no difference shown'
     >>> verdict(0.01, 0.03, 0.001, "higher"), verdict(0.01, 0.03, 0.001, "lower"), verdict(-0.01, 0.03, 0.001, "higher")
     ('better', 'worse', 'no difference shown')
     """
-    if better == "none" or p >= alpha or low <= 0 <= high:
+    if better == "none" or p >= alpha or low <= 0 <= high or ranks * low < 0:
         return "no difference shown"
     return "better" if (low > 0) == (better == "higher") else "worse"
 
@@ -195,22 +200,28 @@ def correct(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comp
     """
     adjusted = holm([comparison.p for comparison in comparisons])
     return [
-        replace(c, p_holm=p, verdict=verdict(c.low, c.high, p, c.better, alpha))
+        replace(c, p_holm=p, verdict=verdict(c.low, c.high, p, c.better, alpha, c.ranks))
         for c, p in zip(comparisons, adjusted, strict=True)
     ]
 
 
-def wilcoxon_p(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; zeros are ranked and split (Pratt); 1 if all are 0.
+def wilcoxon(differences: np.ndarray) -> tuple[float, int]:
+    """Two-sided p of Wilcoxon's signed-rank test, zeros ranked and split (Pratt), and the side of the larger rank sum
+    (1, -1, or 0 for a tie); (1, 0) if all are 0.
 
     Wilcoxon 1945, doi:10.2307/3001968; Pratt 1959, doi:10.1080/01621459.1959.10501526.
+
+    >>> wilcoxon(np.array([0.1, 0.2, 0.3, -2.0]))[1], wilcoxon(np.array([0.1, 0.2, -2.0]))[1]
+    (1, 0)
     """
-    from scipy.stats import wilcoxon
+    from scipy import stats
 
     if not np.any(differences):
-        return 1.0
+        return 1.0, 0
     # differences of scores that are equal on paper differ by rounding: they must tie
-    return float(wilcoxon(np.round(differences, 12), zero_method="zsplit").pvalue)
+    exact = np.round(differences, 12)
+    side = float(np.sum(stats.rankdata(np.abs(exact)) * np.sign(exact)))
+    return float(stats.wilcoxon(exact, zero_method="zsplit").pvalue), int(np.sign(side))
 
 
 def _column(values: Sequence[float] | np.ndarray) -> np.ndarray:
