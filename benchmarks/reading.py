@@ -1,6 +1,7 @@
 """Verified reading of gzipped NIfTI against nibabel, which verifies nothing, and against reading the bytes alone.
 
 python benchmarks/reading.py IMAGE.nii.gz [repeats]    prints a Markdown table row; interleaved, medians, one process
+python benchmarks/reading.py --check [repeats]         `data check` of 8 CT-like cases with 2 workers against reading the files
 """
 
 from __future__ import annotations
@@ -10,15 +11,64 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from medseg.checking import check_dataset
+from medseg.config import DatasetSpec
 from medseg.volumes import read_image
 
 
+def check(repeats: int) -> None:
+    """`data check` against unpacking, and against unpacking and hashing, the same files in two threads."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for part in ("images", "labels"):
+            (root / part).mkdir()
+        for number in range(8):
+            values = np.random.default_rng(number).normal(0, 12, (512, 512, 24)).astype(np.int16)
+            nibabel.Nifti1Image(values, np.eye(4)).to_filename(root / f"images/c{number}.nii.gz")
+            label = (values > 10).astype(np.uint8)
+            label[:, :, ::2] = 0
+            nibabel.Nifti1Image(label, np.eye(4)).to_filename(root / f"labels/c{number}.nii.gz")
+        files = sorted(root.rglob("*.nii.gz"))
+        size = sum(path.stat().st_size for path in files) / 1e6
+        spec = DatasetSpec.from_dict({
+            "name": "ct", "title": "CT-like noise", "modality": "CT", "dims": 3, "channels": ["ct"], "unit": "mm",
+            "labels": {0: "background", 1: "organ"},
+            "files": {"training": {"image": "images/{id}.nii.gz", "label": "labels/{id}.nii.gz"}},
+        })  # fmt: skip
+
+        def bare(path: Path) -> int:
+            return len(gzip.decompress(path.read_bytes()))
+
+        def checked() -> None:
+            assert check_dataset(spec, root, workers=2).problems == []
+
+        def unpacked() -> None:
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(bare, files))
+
+        ways = {"data check": checked, "gunzip in 2 threads": unpacked}
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(repeats):
+            for way, action in ways.items():
+                start = time.perf_counter()
+                action()
+                times[way].append(time.perf_counter() - start)
+        seconds = {way: statistics.median(values) for way, values in times.items()}
+        rates = " | ".join(f"{size / seconds[way]:.0f} MB/s" for way in ways)
+        ratio = seconds["gunzip in 2 threads"] / seconds["data check"]
+        print(f"| {len(files)} files, {size:.0f} MB packed | {rates} | {ratio:.2f} x gunzip |")
+
+
 def main() -> None:
+    if "--check" in sys.argv:
+        rest = [word for word in sys.argv[1:] if word != "--check"]
+        return check(int(rest[0]) if rest else 3)
     repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 9
     with tempfile.TemporaryDirectory() as folder:
         path = Path(sys.argv[1]) if len(sys.argv) > 1 else _phantom(Path(folder) / "ct.nii.gz")

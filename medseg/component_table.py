@@ -68,7 +68,7 @@ _MONAI_SPATIAL: dict[str, tuple[str, str] | None] = {
     "RandFlipd": None,
     "RandRotate90d": None,
     "RandRotated": ("bilinear", "nearest"),
-    "Resized": ("area", "nearest"),
+    "Resized": ("area", "nearest-exact"),  # torch's "nearest" rounds down: labels half a voxel beside the image
     "Spacingd": ("bilinear", "nearest"),
 }
 

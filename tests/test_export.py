@@ -282,7 +282,7 @@ def test_a_bundle_passes_as_others_run_it(bundle, images, wanted, tmp_path):
     pytest.importorskip("fire", reason="fire is not installed")
     pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     # proxies that refuse: nothing may be fetched, the schema of the metadata included
-    offline = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     files = ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
     commands = {
         "verify_metadata": ["--meta_file", "configs/metadata.json", "--filepath", "configs/schema.json"],

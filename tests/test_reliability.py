@@ -377,3 +377,100 @@ def test_predicted_twice_or_into_another_folder_the_bytes_are_the_same(house: Pa
         assert medseg(capsys, "predict", house / "run", house / "data/images", "-o", house / out)[0] == 0
     for path in (house / "a").glob("*.nii.gz"):
         assert path.read_bytes() == (house / "b" / path.name).read_bytes()
+
+
+def test_twenty_problems_on_the_screen_and_all_in_check_json(house: Path, capsys: Any) -> None:
+    whole = (house / "data/labels/c0.nii.gz").read_bytes()
+    for number in range(25):
+        (house / f"data/images/bad{number}.nii.gz").write_bytes(b"<html>" * 100)
+        (house / f"data/labels/bad{number}.nii.gz").write_bytes(whole)
+    code, _, said = medseg(
+        capsys, "data", "check", "tiny", "--data", house / "data", "-o", house / "check.json"
+    )  # fmt: skip
+    assert code == 3
+    assert said.count("E301") == 20
+    assert "... and 5 more" in said
+    problems = json.loads((house / "check.json").read_text())["problems"]
+    assert {p["case"] for p in problems} == {f"bad{number}" for number in range(25)}
+    assert all(p["fix"] or p["found"] for p in problems)
+
+
+def test_out_of_memory_while_training(house: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medseg import engine
+
+    real, calls = engine.TrainStep.__call__, []
+
+    def once(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(engine.TrainStep, "__call__", once)
+    (house / "tiny.yaml").write_text(to_yaml(tiny_pipeline(patch=[16, 16, 8])))
+    code, _, said = medseg(
+        capsys, "train", house / "tiny.yaml", "--data", house / "data", "-o", house / "runs", "--cache", house / "c"
+    )  # fmt: skip
+    assert code == 5
+    assert "E523" in said
+    assert "patch [16, 16, 8], batch 2" in said
+    assert "train.batch=1 with train.accumulate=2" in said
+    assert "fits" in said
+    (status,) = (house / "runs").glob("tiny/*/status.json")
+    assert json.loads(status.read_text())["exit_code"] == 5
+
+
+def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    write_cases(tmp_path / "data", 3)
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: 1e9 - 3600 * next(ticks))
+    options = {"data": tmp_path / "data", "cache": tmp_path / "c", "device": "cpu", "progress": False}
+    run = train(tiny_pipeline(epochs=1, save_minutes=1e-9), output=tmp_path / "a", **options)
+    monkeypatch.undo()
+    other = train(tiny_pipeline(epochs=1), output=tmp_path / "b", **options)
+    states = [CheckpointStore(folder).load()[0]["network_state"] for folder in (run, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
+    from medseg.cache import CaseStore
+    from medseg.data import find_cases
+
+    write_cases(tmp_path / "data", 6)
+    spec = load_dataset("tiny", root=tmp_path / "data")
+    cases = find_cases(spec, tmp_path / "data")
+    children = []
+    for _ in range(2):
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                CaseStore(spec, tiny_pipeline().preprocess, folder=tmp_path / "cache").prepare(cases, workers=0)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+    store = CaseStore(spec, tiny_pipeline().preprocess, folder=tmp_path / "cache")
+    alone = CaseStore(spec, tiny_pipeline().preprocess, folder=tmp_path / "alone")
+    alone.prepare(cases, workers=0)
+    for case in cases:
+        one, two = (place.open(case).read("image", (0, 0, 0), (16, 20, 12)) for place in (store, alone))
+        assert np.array_equal(one, two)
+    assert not list((tmp_path / "cache").rglob(".medseg-*"))
+
+
+def test_libraries_with_known_holes_are_excluded() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    with (Path(__file__).parent.parent / "pyproject.toml").open("rb") as file:
+        needed = {r.name: r.specifier for r in map(Requirement, tomllib.load(file)["project"]["dependencies"])}
+    # MONAI before 1.6.1: pickles and zip members outside of the folder; torch before 2.11: weights_only could be passed
+    assert "1.6.0" not in needed["monai"]
+    assert "1.6.1" in needed["monai"]
+    assert "1.7.0" not in needed["monai"]
+    assert "2.10.0" not in needed["torch"]
+    assert "2.11.0" in needed["torch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import random
 import resource
@@ -113,3 +114,13 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, name: str) -> None:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
     assert grown < 1024, "MB"
     print(f"{name}: {refused} of {MUTATIONS} refused, slowest {slowest:.3f} s, {grown:.0f} MB more")  # shown with -s
+
+
+def test_the_nightly_harness_tells_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    import fuzz_atheris
+
+    assert fuzz_atheris.main(["no such reader"]) == 2
+    assert "nifti packed" in capsys.readouterr().err
+    if importlib.util.find_spec("atheris") is None:
+        assert fuzz_atheris.main(["nifti"]) == 5
+        assert "pip install atheris" in capsys.readouterr().err
