@@ -25,8 +25,8 @@ __all__ = ["POINTWISE", "LargePicture", "open_large"]
 # each voxel of the result depends on that voxel alone, whatever the arguments
 POINTWISE = frozenset({"ScaleIntensityRanged", "ThresholdIntensityd"})
 LARGE = 2**26  # pixels, 8192 x 8192; below, a picture is read whole
-_STRIP = 2**24  # pixels read at once in the pass over the file
-_PREVIEW = 4096  # longest side of the picture under the overlay
+_STRIP = 2**22  # pixels read at once in the pass over the file; as float64 32 MB
+_PREVIEW = 2048  # longest side of the picture under the overlay
 _LABEL_ONLY = frozenset({"BoundaryWeightMapd"})  # nothing to do without a label
 
 
