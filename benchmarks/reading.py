@@ -1,7 +1,7 @@
 """Verified reading of gzipped NIfTI against nibabel, which verifies nothing, and against reading the bytes alone.
 
 python benchmarks/reading.py IMAGE.nii.gz [repeats]    prints a Markdown table row; interleaved, medians, one process
-python benchmarks/reading.py --check [repeats]         `data check` of 8 CT-like cases with 2 workers against reading the files
+python benchmarks/reading.py --check [repeats]         `data check` of 8 CT-like cases, 2 workers, against gunzip
 """
 
 from __future__ import annotations

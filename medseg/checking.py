@@ -24,6 +24,7 @@ from medseg.config import DatasetSpec
 from medseg.data import Case, check_leaks, data_root, find_cases, read_channels, read_fov, read_reference
 from medseg.data_layout import list_cases
 from medseg.errors import DataError, LabelError, MedsegError, UsageError
+from medseg.volumes_labels import value_counts
 
 __all__ = ["CheckReport", "check_case", "check_cases", "check_dataset"]
 
@@ -169,8 +170,7 @@ def _inspect(case: Case, spec: DatasetSpec) -> _Finding:
             continue
         finding.warnings += [_warning(note, case) for note in notes]
         if "label" in arrays:
-            counts = np.bincount(arrays["label"].ravel(), minlength=1) if arrays["label"].size else np.zeros(0, int)
-            finding.classes = frozenset(int(value) for value in np.flatnonzero(counts))
+            finding.classes = frozenset(value_counts(arrays["label"])[0].tolist())
     return finding
 
 

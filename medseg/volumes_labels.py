@@ -14,6 +14,8 @@ from medseg.volumes_image import Raw
 __all__ = ["check_values", "colours_to_index", "interpret", "smallest_type", "to_integers", "value_counts"]
 
 _TOLERANCE = 1e-3  # what a scale factor in float32 leaves of a whole number; interpolated labels are far above it
+_FEW = 16  # values in a row that are counted one by one
+_BLOCK = 1 << 22  # voxels whose int64 copy is held at a time
 _SHOWN = 8
 
 
@@ -159,10 +161,14 @@ def value_counts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, high = int(array.min()), int(array.max())
     if high - low > 1 << 20:
         return np.unique(array, return_counts=True)
-    counts = np.zeros(high - low + 1, np.int64)
     flat = array.reshape(-1, order="F" if array.flags.f_contiguous else "C")
-    for start in range(0, flat.size, 1 << 22):  # blocks, because bincount works on int64 copies
-        counts += np.bincount(flat[start : start + (1 << 22)].astype(np.int64) - low, minlength=counts.size)
+    if high - low < _FEW:  # a comparison for each value is many times faster than bincount, which needs int64
+        found = [np.count_nonzero(flat == value) for value in range(low, high)]
+        counts = np.array([*found, flat.size - sum(found)], np.int64)
+    else:
+        counts = np.zeros(high - low + 1, np.int64)
+        for start in range(0, flat.size, _BLOCK):
+            counts += np.bincount(flat[start : start + _BLOCK].astype(np.int64) - low, minlength=counts.size)
     values = np.flatnonzero(counts)
     return values + low, counts[values]
 

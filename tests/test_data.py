@@ -604,6 +604,9 @@ def test_too_few_cases_tell_the_number_needed(groups, folds, needed):
         make_split(made(groups), folds=folds, seed=0)
     assert caught.value.exit_code == 2
     assert f"at least {needed}" in (caught.value.expected or "")
+    # patients with several cases are counted as patients, and that is said
+    together = any(count > 1 for count in groups.values())
+    assert ("groups (cases, patients" in str(caught.value)) is together
 
 
 def test_test_cases_are_in_no_fold():

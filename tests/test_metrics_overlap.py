@@ -51,6 +51,13 @@ def test_types_orders_and_large_labels(dtype, order):
         assert found == confusion_of_masks(a == label, b == label)
 
 
+def test_negative_values_are_no_large_ones():
+    # in memory -1 as int8 is 255 as uint8
+    minus, large = np.full(4, -1, np.int8), np.full(4, 255, np.uint8)
+    assert confusion(minus, large, [255])[255] == Confusion(0, 0, 4, 0)
+    assert confusion(large, minus, [255])[255] == Confusion(0, 4, 0, 0)
+
+
 def test_pooled_counts_add_up():
     a, b = Confusion(1, 2, 3, 4), Confusion(10, 20, 30, 40)
     assert a + b == Confusion(11, 22, 33, 44)

@@ -165,6 +165,9 @@ def test_codes_near_45_degrees_do_not_refuse_equal_grids() -> None:
     one, two = oblique(45.0 - 1e-7), oblique(45.0 + 1e-7)
     assert axis_codes(one) != axis_codes(two)
     check_pair(Geometry.of((9, 9, 9), one), Geometry.of((9, 9, 9), two))
+    # nor do origins a third of a voxel apart, on either side of zero: they say nothing of where the axes point
+    one[:3, 3], two[:3, 3] = [0.15, -0.15, 0.15], [-0.15, 0.15, -0.15]
+    check_pair(Geometry.of((9, 9, 9), one), Geometry.of((9, 9, 9), two))
 
 
 def test_corner_shift_on_paper() -> None:
