@@ -136,7 +136,7 @@ def test_label_types_grow_with_their_values() -> None:
 
 
 def test_value_counts_equal_numpy_unique() -> None:
-    few = [np.random.default_rng(n).integers(-3, n, (20, 30)).astype(np.int8) for n in (-2, 5, 12, 13, 14, 60)]
+    few = [np.random.default_rng(0).integers(-3, n, (20, 30)).astype(np.int8) for n in (-2, 5, 12, 13, 14, 60)]
     for array in (corpus.image((50, 40)), corpus.image((9, 9), np.int64) * 10**6, np.zeros((0,), np.int16), *few):
         for view in (array, array.T, array[::2]):
             values, counts = value_counts(view)
