@@ -55,7 +55,9 @@ ROWS = {
         G05=(
             "checkpoints: last, previous, best, SHA-256 of each; the new one whole before the old is touched",
             "checkpoint::last_previous_and_best_are_kept checkpoint::any_flipped_bit_is_noticed "
-            "checkpoint::torch_itself_would_load_the_flipped_file",
+            "checkpoint::torch_itself_would_load_the_flipped_file "
+            "checkpoint::a_disk_that_changes_what_is_written_leaves_the_old_one "
+            "checkpoint::without_hard_links_the_previous_one_is_a_copy",
         ),
         G06=(
             "random numbers are a function of seed, epoch and sample",

@@ -222,3 +222,34 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory, position, bit):
         return
     assert torch.equal(found["weights"], state(1)["weights"])
     assert found["number"] == 1
+
+
+def test_without_hard_links_the_previous_one_is_a_copy(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = CheckpointStore(tmp_path)
+    store.save(state(1))
+    store.save(state(2))
+    assert [read_state(tmp_path / name)["number"] for name in ("last.pt", "last.prev.pt")] == [2, 1]
+    damage(tmp_path / "last.pt", "flipped")
+    assert store.load()[0]["number"] == 1
+    assert not list(tmp_path.glob(".medseg-*"))
+
+
+def test_a_disk_that_changes_what_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    store, save = CheckpointStore(tmp_path), torch.save
+    store.save(state(1))
+
+    def flip(value, path):
+        save(value, path)
+        damage(Path(path), "flipped")
+
+    monkeypatch.setattr(torch, "save", flip)
+    with pytest.raises(CheckpointError) as caught:
+        store.save(state(2))
+    assert caught.value.code == "E361"
+    found, notices = store.load()
+    assert (found["number"], notices) == (1, [])
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "index.json"}

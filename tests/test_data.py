@@ -609,6 +609,14 @@ def test_too_few_cases_tell_the_number_needed(groups, folds, needed):
     assert ("groups (cases, patients" in str(caught.value)) is together
 
 
+def test_an_official_validation_part_is_the_only_fold_and_needs_cases_to_train_on():
+    validation = made({"v": 2}, split="validation")
+    (fold,) = make_split([*made({"a": 3}), *validation], folds=5)
+    assert (len(fold.training), fold.validation) == (3, ("v_000", "v_001"))
+    with pytest.raises(UsageError, match="no case to train on"):
+        make_split(validation, folds=5)
+
+
 def test_test_cases_are_in_no_fold():
     split = make_split([*made({"a": 2, "b": 2}), *made({"t": 3}, split="test")], folds=2)
     assert not any(name.startswith("t") for fold in split for name in (*fold.training, *fold.validation))
