@@ -20,6 +20,9 @@ from medseg.metrics import measure_case, parse_metrics, pool_scores
 
 __all__ = ["Validation", "Validator", "split_objects"]
 
+# bytes for the windows of one pass: by itself the inferer takes half of what is free, beside the memory of training
+WINDOWS_RAM = 2 * 2**30
+
 
 @dataclass
 class Validation:
@@ -141,7 +144,9 @@ class Validator:
             exact: in the number type of `medseg predict` (fp32 unless the pipeline says otherwise), not of training.
         """
         stored = self.stored[name]
-        facts = {} if exact else {"precision": self.hardware.precision}
+        facts: dict[str, Any] = {} if exact else {"precision": self.hardware.precision}
+        if "max_ram" not in self.pipeline.inference.arguments:
+            facts["max_ram"] = WINDOWS_RAM
         inferer = build_component(self.pipeline.inference, "inferer", **facts)
         wanted = probabilities or any(m.uses_probabilities for m, _ in parse_metrics(self.metrics))
         options: dict[str, Any] = {"want_probabilities": True} if wanted else {}

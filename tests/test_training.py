@@ -20,7 +20,7 @@ import pytest
 import torch
 from tiny import tiny_pipeline, write_cases
 
-from medseg import training
+from medseg import engine_validation, training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
 from medseg.config import to_yaml
 from medseg.data import find_cases, load_sample
@@ -307,6 +307,21 @@ def test_a_limited_deformation_is_told(place):
     augment[0]["RandElasticDeformationd"]["sigma"] = 0.3
     told = json.loads((run(place, tiny_pipeline(epochs=1, augment=augment)) / "provenance.json").read_text())["notices"]
     assert not any("limited" in line for line in told)
+
+
+def test_windows_of_validation_are_bounded(place, monkeypatch):
+    seen, predict = [], engine_validation.predict_case
+
+    def spy(*arguments, inferer, **options):
+        seen.append(inferer.max_ram)
+        return predict(*arguments, inferer=inferer, **options)
+
+    monkeypatch.setattr(engine_validation, "predict_case", spy)
+    run(place, tiny_pipeline(epochs=1))
+    assert set(seen) == {2 * 2**30}
+    seen.clear()
+    run(place, tiny_pipeline(epochs=1, inference={"OverlapTileInferer": {"max_ram": 10**8}}))
+    assert set(seen) == {10**8}
 
 
 def test_a_threshold_is_chosen_on_validation_cases_and_used_in_prediction(place):
