@@ -196,3 +196,20 @@ def test_no_version_differs():
     match = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
     assert match
     assert match[1] == medseg.__version__
+
+
+def test_every_promise_of_the_reliability_page_has_tests_that_exist():
+    from reliability_rows import ROWS, node
+
+    defined = {
+        (path.name, part.name)
+        for path in (ROOT / "tests").glob("test_*.py")
+        for part in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(part, ast.FunctionDef)
+    }
+    missing = {f"{name}: {test}" for name, row in ROWS.items() for test in row.tests if node(test) not in defined}
+    assert not missing
+    assert all(row.tests for row in ROWS.values())
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for name, row in ROWS.items():
+        assert f"| {name} | {row.text} |" in page, "write the table again: see tests/reliability_rows.py"
