@@ -44,7 +44,7 @@ def test_mask_and_ignore_leave_voxels_out():
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_types_orders_and_large_labels(dtype, order):
     rng = np.random.default_rng(0)
-    a, b = (np.asarray(rng.choice([0, 3, 100, 250], (9, 8, 7)), dtype=dtype, order=order) for _ in range(2))
+    a, b = (np.asarray(rng.choice([0, 3, 100, 250, 251], (9, 8, 7)), dtype=dtype, order=order) for _ in range(2))
     counts = confusion(a, b, labels=[250, 3])
     assert list(counts) == [250, 3]
     for label, found in counts.items():

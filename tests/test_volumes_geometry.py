@@ -176,6 +176,14 @@ def test_corner_shift_on_paper() -> None:
     assert corner_shift((4, 4, 1), one, two) == 0.0
 
 
+def test_a_grid_without_affine_or_with_an_axis_of_no_length() -> None:
+    plain = Geometry.of((5, 4))
+    np.testing.assert_array_equal(plain.affine, np.eye(4))
+    assert (plain.kind, plain.unit, plain.spacing) == ("picture", "px", (1.0, 1.0))
+    assert shear(np.diag([1.0, 2.0, 0.0, 1.0])) == 0.0
+    check_pair(Geometry.of((5, 4, 3)), Geometry.of((5, 4, 3), np.diag([2.0, 2.0, 2.0, 1.0]), unit="px"))
+
+
 def test_geometry_is_hashable_comparable_and_frozen() -> None:
     one, two = Geometry.of((2, 3)), Geometry.of((2, 3))
     assert one == two
