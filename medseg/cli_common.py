@@ -132,3 +132,12 @@ def show_summary(result: Any, metrics: Sequence[str] | None = None) -> None:
     if metrics is not None:
         rows = [row for row in rows if str(row[score]).split(" ")[0].split("@")[0] in metrics]
     table("Scores", columns, rows)
+    cases = result.summary.get("cases", {})
+    for name, text in (
+        ("missing", "without a prediction, counted as missed"),
+        ("extra", "predictions without a reference, not scored"),
+        ("resampled", "predictions on another grid, resampled as asked"),
+    ):
+        if listed := cases.get(name):
+            more = f" ... {len(listed)} in all" if len(listed) > 10 else ""
+            say(f"{text}: {', '.join(listed[:10])}{more}")

@@ -195,6 +195,8 @@ def _threshold(run: Path | None, protocol: str | None) -> tuple[dict[str, Any] |
 def _facts_of_run(folder: Path, data: str | Path | None) -> tuple[Any, Any]:
     from medseg.config import load_dataset, load_pipeline
 
+    if not (folder / "pipeline.yaml").is_file():
+        raise CheckpointError("this is no run", code="E360", field="run", file=folder, expected="pipeline.yaml in it")
     root = _root_of_run(folder, data, must_exist=False)
     pipeline = load_pipeline(folder / "pipeline.yaml", root=root)
     return pipeline, load_dataset(pipeline.dataset, root=root)

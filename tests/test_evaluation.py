@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.errors import CasesFailed, DataError, GeometryError, LabelError, MedsegError, UsageError
+from medseg.cli import main
+from medseg.errors import CasesFailed, CheckpointError, DataError, GeometryError, LabelError, MedsegError, UsageError
 from medseg.evaluation import evaluate, pool_runs
 from medseg.evaluation_pairs import Reading
 from medseg.evaluation_plan import parse_labels
@@ -240,6 +241,24 @@ def test_wrong_arguments(folders, monkeypatch, arguments, kind, said):
     given = {"predictions": "pred", "reference": "ref", "labels": "1=liver", "workers": 1, **arguments}
     with pytest.raises(kind, match=said):
         evaluate(**given)
+
+
+def test_what_is_missing_extra_or_resampled_is_named_on_the_screen(folders, capsys):
+    save(folders / "pred" / "case_0.nii.gz", cube(), AFFINE @ np.diag([1, 1, 1.2, 1]))
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *map(str, (folders / "pred", folders / "ref")), "--labels", "1=liver", "--resample",
+              "--workers", "1", "--metric", "Dice", "-o", str(folders / "out")])  # fmt: skip
+    assert ended.value.code == 4
+    said = capsys.readouterr().out.splitlines()
+    assert "without a prediction, counted as missed: case_5" in said
+    assert "predictions without a reference, not scored: stray" in said
+    assert "predictions on another grid, resampled as asked: case_0" in said
+
+
+def test_a_run_that_is_none_is_named(folders):
+    with pytest.raises(CheckpointError, match="this is no run") as caught:
+        evaluate(folders / "pred", folders / "ref", run=folders / "nowhere", workers=1)
+    assert caught.value.code == "E360"
 
 
 def test_two_processes_give_the_same_rows_and_collect_problems(folders):
