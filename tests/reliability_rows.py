@@ -255,6 +255,7 @@ ROWS = {
             "last.pt truncated, flipped, empty, of another model: the previous one, said so; never from epoch 0",
             "checkpoint::a_damaged_last_falls_back_and_says_so "
             "training::a_damaged_last_checkpoint_costs_one_interval_and_is_told "
+            "training::a_last_checkpoint_of_another_model_is_not_taken "
             "main_job::a_checkpoint_that_is_none",
         ),
         F06=(

@@ -203,6 +203,24 @@ def test_a_damaged_last_checkpoint_costs_one_interval_and_is_told(reference, pla
     assert_equal_runs(reference, copy)
 
 
+def test_a_last_checkpoint_of_another_model_is_not_taken(reference, place, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(reference, copy)
+    wider = {"UNet": {"channels": [6, 8], "padding": "same", "norm": "batch"}}
+    other = run(place, tiny_pipeline(epochs=1, network=wider), output=tmp_path / "other")
+    shutil.copy(other / "last.pt", copy / "last.pt")
+    run(place, None, resume=copy, overrides=["train.epochs=2"])
+    assert any("last.prev.pt" in notice for notice in json.loads((copy / "provenance.json").read_text())["notices"])
+    assert_equal_runs(reference, copy)
+    mixed = {**state_of(reference), "network_state": state_of(other)["network_state"]}
+    CheckpointStore(copy).save(mixed)
+    before = sorted(path.name for path in copy.glob("*.pt"))
+    with pytest.raises(CheckpointError, match="not one of this run's network") as caught:
+        run(place, None, resume=copy, overrides=["train.epochs=3"])
+    assert (caught.value.code, caught.value.exit_code) == ("E363", 3)
+    assert sorted(path.name for path in copy.glob("*.pt")) == before
+
+
 def test_budget_in_iterations_ends_within_an_epoch(place):
     folder = run(place, tiny_pipeline(iterations=4))
     progress = state_of(folder)["progress"]
