@@ -103,7 +103,8 @@ def _pipeline_for(
         )
     if pipeline is None:
         return config.load_pipeline(name, folder=folder, overrides=overrides, root=data)
-    return config.load_pipeline(pipeline, folder=folder, overrides=[f"dataset={name}", *overrides], root=data)
+    chosen = config.load_pipeline(pipeline, folder=folder, overrides=[f"dataset={name}", *overrides], root=data)
+    return chosen.model_copy(update={"name": name})  # runs of a data set of one's own are found under its name
 
 
 def _fold_number(text: str) -> int:

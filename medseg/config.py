@@ -71,7 +71,7 @@ class TrainConfig(Strict):
     patience: int | None = Field(default=None, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-    folds: Annotated[int, Field(ge=2)] | Literal["auto"] = 5
+    folds: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     accumulate: int = Field(default=1, gt=0)
     clip: float | None = Field(default=None, gt=0)

@@ -19,6 +19,7 @@ DEFAULT_METRICS: tuple[Any, ...] = (
     "Dice", "IoU", "Sensitivity", "Precision", "HD", "HD95", "ASSD", ("SurfaceDice", {"tolerance": 1.0}), "VolumeError",
     "AbsoluteVolumeError", "PooledDice",
 )  # fmt: skip
+OBJECT_METRICS = ("AP50", "AP75", "PQ", "AJI")  # of sets that tell single objects apart
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,7 @@ def _scoring(
     regions = None
     unit = None if spec is None else spec.unit
     skip = metrics is None
+    objects = spec is not None and spec.has_instances
     if metrics is None:
         protocol = protocol or (None if spec is None else spec.protocol)
         own = tuple(pipeline.metrics) if pipeline is not None else ()
@@ -246,10 +248,12 @@ def _scoring(
             rules = get_protocol(protocol)
             regions = rules.regions
             chosen = (*own, *rules.metrics)
-        chosen = chosen or tuple(m for m in DEFAULT_METRICS if (m if isinstance(m, str) else m[0]) in METRICS)
+        usual = (*OBJECT_METRICS, "Dice") if objects else DEFAULT_METRICS
+        chosen = chosen or tuple(m for m in usual if (m if isinstance(m, str) else m[0]) in METRICS)
     else:
         chosen, protocol = tuple(metrics), None
     parsed = parse_metrics(chosen)
     unique = tuple(dict.fromkeys((metric.name, tuple(sorted(arguments.items()))) for metric, arguments in parsed))
-    needs = any(metric.needs == "instances" for metric, _ in parsed)
+    # of a set that tells objects apart, predictions hold numbered objects, whatever is scored
+    needs = objects or any(metric.needs == "instances" for metric, _ in parsed)
     return Scoring(tuple((name, dict(arguments)) for name, arguments in unique), regions, unit, skip, needs), protocol

@@ -290,6 +290,28 @@ def test_a_data_set_by_name(tmp_path):
     assert result.summary["bootstrap"]["by"] == "patients"
 
 
+def test_a_data_set_of_objects_is_scored_by_objects(tmp_path):
+    (tmp_path / "datasets.yaml").write_text(
+        "mine:\n  title: Mine\n  modality: x\n  dims: 2\n  channels: [grey]\n  colour: grey\n  unit: px\n"
+        "  labels: {0: background, 1: object}\n"
+        "  files: {training: {image: 'im/{id}.png', instances: 'ob/{id}.png'}}\n"
+    )
+    reference = np.zeros((20, 30), np.uint16)
+    reference[2:8, 2:8], reference[2:8, 8:14], reference[12:18, 4:10] = 1, 2, 3  # two of them touch
+    prediction = np.where(reference == 3, 0, reference).astype(np.uint16)
+    for folder, array in (("im", reference.astype(np.uint8)), ("ob", reference), ("pred", prediction)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / "a.png")
+    found = evaluate(tmp_path / "pred", "mine", data=tmp_path, part="training", workers=1)
+    values = {row.metric: row.value for row in found.rows if row.case == "a"}
+    assert values == {m: pytest.approx(2 / 3) for m in ("AP50", "AP75", "PQ", "AJI")} | {"Dice": pytest.approx(0.8)} | {
+        "PQ": pytest.approx(2 / (2 + 0.5))  # two matches, one missed
+    }
+    # numbered objects are also read where no score of objects is asked for
+    alone = evaluate(tmp_path / "pred", "mine", data=tmp_path, part="training", workers=1, metrics=["Dice"])
+    assert [row.value for row in alone.rows] == [pytest.approx(0.8)]
+
+
 def test_folds_are_put_together_once(folders):
     for fold in (0, 1):
         for kind in ("ref", "pred"):
