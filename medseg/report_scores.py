@@ -95,8 +95,10 @@ def _head(
         cards.append({"value": value, "name": f"mean {metric}, {s['label']}", "note": interval, "kind": ""})
         if s.get("level") == "case":
             sentences.append(_sentence(s, metric or ""))
-    missed = len({(r.case, r.label) for r in rows if r.status == "missed"})
-    alarms = len({(r.case, r.label) for r in rows if r.status == "false_alarm"})
+    # "all" repeats what the labels say, unless the scores are of all of them alone
+    named = [r for r in rows if r.label != "all"] or rows
+    missed = len({(r.case, r.label) for r in named if r.status == "missed"})
+    alarms = len({(r.case, r.label) for r in named if r.status == "false_alarm"})
     if rows:
         cards.append({"value": len(cases), "name": "cases scored", "note": "", "kind": ""})
         cards.append(

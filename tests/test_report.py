@@ -18,6 +18,7 @@ from medseg.report import write_report
 from medseg.report_facts import read_log, run_facts
 from medseg.report_figures import agreement_plot, curve_plot, reliability_plot, strip_plot
 from medseg.report_pictures import draw_planes
+from medseg.report_scores import score_sections
 from medseg.report_svg import Axis, nice_ticks
 from medseg.report_words import plain_words
 from medseg.tables import SCHEMA, ScoreRow, write_cases, write_summary
@@ -150,6 +151,15 @@ def test_what_the_page_says(page):
         "attention: gate 1", "slice 7 of 12", "Expected calibration error 0.020",
     ):  # fmt: skip
         assert said in reader.text, said
+
+
+def test_a_missed_case_is_counted_once_where_objects_are_scored_too():
+    lines = (("nucleus", "Dice"), ("all", "AP50"))
+    scored = [ScoreRow("a", label, metric, 0.0, "", "missed", "x") for label, metric in lines]
+    cards = {card["name"]: card["value"] for card in score_sections(scored, {"scores": []})["cards"]}
+    assert cards["structures missed"] == 1
+    alone = {card["name"]: card["value"] for card in score_sections(scored[1:], {"scores": []})["cards"]}
+    assert alone["structures missed"] == 1
 
 
 @needs_browser
