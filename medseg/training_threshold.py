@@ -103,7 +103,7 @@ def _from_validation(session: Session, check_stop: Callable[[], None]) -> float:
 
 
 def middle_of_the_best(scores: Mapping[float, float]) -> float:
-    """The threshold whose score, averaged with its two neighbours', is highest; of equal ones the nearest to 0.5.
+    """The threshold whose score, smoothed with its neighbours' (1-2-1), is highest; of equal ones the nearest to 0.5.
 
     A score of single objects jumps where one gap opens or closes: on few cases the highest candidate may stand at the
     edge of a cliff, and new cases fall from it.
@@ -112,8 +112,10 @@ def middle_of_the_best(scores: Mapping[float, float]) -> float:
     0.55
     """
     values = sorted(scores)
-    around = {v: [scores[n] for n in values[max(0, i - 1) : i + 2]] for i, v in enumerate(values)}
-    return max(values, key=lambda value: (round(sum(around[value]) / len(around[value]), 12), -abs(value - 0.5)))
+    found = [scores[value] for value in values]
+    around = zip([found[0], *found[:-1]], found, [*found[1:], found[-1]], strict=True)
+    smooth = {v: round((low + 2 * own + high) / 4, 12) for v, (low, own, high) in zip(values, around, strict=True)}
+    return max(values, key=lambda value: (smooth[value], -abs(value - 0.5)))
 
 
 def _score(validator: Validator, results: list[Any]) -> float:
