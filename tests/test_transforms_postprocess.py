@@ -156,23 +156,3 @@ def test_bad_arguments(arguments):
         RemoveSmallObjects(0)
     with pytest.raises(UsageError):
         RemoveSmallObjects(1, unit="ml")
-
-
-def test_a_threshold_that_sinks_with_the_peak():
-    def found(highest, **arguments):
-        shares = np.linspace(0, highest, 101)[None]
-        step = Threshold(0.4, **arguments)
-        return int(
-            step(np.zeros((1, 101), np.uint8), probabilities=np.stack([1 - shares, shares]), spacing=(1, 1)).sum()
-        )
-
-    assert found(0.3) == 0
-    assert found(0.3, peak=0.5) == 50  # above 0.15: half of the ramp, its middle left out
-    assert found(0.3, peak=0.5, least=0.2) == 34  # above 0.2
-    assert found(0.1, peak=0.5, least=0.2) == 0
-    assert found(1.0, peak=0.5) == 60  # 0.5 is more than 0.4, which stays
-    assert Threshold(0.4).local
-    assert not Threshold(0.4, peak=0.5).local
-    for wrong in ({"peak": 0.0}, {"peak": 1.5}, {"least": 0.0}):
-        with pytest.raises(UsageError):
-            Threshold(0.4, **wrong)

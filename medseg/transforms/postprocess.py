@@ -2,7 +2,7 @@
 
 Each step is called as `step(label, probabilities=..., spacing=...)` with a native label image (*spatial) and gives a
 label image of the same shape; steps with `needs_probabilities` get probabilities (K, *spatial), others may get None.
-Only `Threshold` may be `local`: what belongs to a component is known only when the whole image is there.
+No step is `local`: what belongs to a component is known only when the whole image is there.
 """
 
 from __future__ import annotations
@@ -135,38 +135,19 @@ class Threshold:
         value: in (0, 1), or a threshold that training chooses at its end and stores in the checkpoint (0.5 before there
             is one): "validation" by the pipeline's `best` on the validation cases; "training" by the Dice of all pixels
             of the training images together, inside the field of view, which keeps the validation cases untouched.
-        peak: where even the highest probability of an image is low, the threshold sinks to this share of it, so that
-            small structures, of which the network is never sure, are found; None leaves the threshold alone.
-        least: with `peak`, how far down it may sink. Images that may be without the structure need it well above the
-            probabilities that such images show.
 
     >>> shares = np.array([[[0.7, 0.2]], [[0.3, 0.8]]])
     >>> Threshold(0.25)(np.array([[0, 1]]), probabilities=shares, spacing=(1, 1)).tolist()
     [[1, 1]]
-    >>> faint = np.array([[[0.9, 0.99]], [[0.1, 0.01]]])
-    >>> Threshold(0.5, peak=0.25, least=0.02)(np.array([[0, 0]]), probabilities=faint, spacing=(1, 1)).tolist()
-    [[1, 0]]
     """
 
     needs_probabilities = True
+    local = True
 
-    def __init__(
-        self,
-        value: float | Literal["validation", "training"] = 0.5,
-        peak: float | None = None,
-        least: float = 0.02,
-    ) -> None:
+    def __init__(self, value: float | Literal["validation", "training"] = 0.5) -> None:
         if value not in ("validation", "training") and not 0 < float(value) < 1:
             raise UsageError("a threshold is a probability", field="value", expected="0 < value < 1", found=value)
-        for name, share in (("peak", peak), ("least", least)):
-            if share is not None and not 0 < share < 1:
-                raise UsageError("a share of a probability", field=name, expected=f"0 < {name} < 1", found=share)
-        self.value, self.peak, self.least = value, peak, least
-
-    @property
-    def local(self) -> bool:
-        """Whether it may run slab by slab: not when the highest probability of the whole image has to be known."""
-        return self.peak is None
+        self.value = value
 
     @property
     def chosen_on(self) -> str | None:
@@ -179,8 +160,6 @@ class Threshold:
         """The label image with 1 where the probability is above the threshold."""
         shares = _needed(probabilities, self, classes=2)
         value = 0.5 if isinstance(self.value, str) else self.value
-        if self.peak is not None and shares.size:
-            value = min(value, max(self.least, self.peak * float(shares[1].max())))
         return (shares[1] > value).astype(label.dtype)
 
 
