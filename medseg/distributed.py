@@ -11,7 +11,7 @@ import datetime
 import gc
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,11 @@ class Group:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    @property
+    def neighbours(self) -> int:
+        """How many of them share this machine and its memory."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world)) if self.world > 1 else 1
+
     def any(self, flag: int) -> int:
         """The largest of all processes' numbers."""
         return self.largest([flag])[0]
@@ -74,6 +79,14 @@ class Group:
         with _told():
             dist.broadcast(data, 0, group=self.control)
         return bytes(data.tolist()).decode("utf-8", "surrogateescape")
+
+    def share_values(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Put the values that process 0 has into the other processes' tensors (on the CPU)."""
+        if self.control is None:
+            return
+        with _told():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0, group=self.control)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -160,7 +173,8 @@ def processes(device: str = "auto") -> Iterator[Group]:
 def wrap_network(network: nn.Module, group: Group, device: torch.device) -> tuple[nn.Module, list[str]]:
     """The network for training with the group's processes, and what should be told.
 
-    Batch norm takes its statistics over all processes on GPUs; on CPUs over each process's own samples.
+    Batch norm takes its statistics over all processes on GPUs; on CPUs over each process's own samples, and before each
+    validation all processes get the running statistics of the first.
     """
     if group.world == 1:
         return network, []
@@ -169,7 +183,10 @@ def wrap_network(network: nn.Module, group: Group, device: torch.device) -> tupl
         if device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         else:
-            notices.append("batch norm: on CPUs each process uses the statistics of its own samples")
+            notices.append(
+                "batch norm: torch cannot synchronise it on CPUs; each process uses the statistics of its own "
+                "samples, so losses are not quite those of one process (with norm: instance they are)"
+            )
     ids: Sequence[int] | None = [device.index or 0] if device.type == "cuda" else None
     with _told():
         return nn.parallel.DistributedDataParallel(network, device_ids=ids), notices

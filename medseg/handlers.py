@@ -115,6 +115,8 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
                 session.save()
                 raise Stopped(number)
 
+        if session.hardware.device.type == "cpu":  # batch norm's running statistics; on GPUs they are synchronised
+            session.group.share_values(session.step.validated.buffers())
         cases = session.validator.choose(train.validation_cases)
         session.validation = session.validator(
             session.step.validated, cases=cases, group=session.group, check_stop=check_stop

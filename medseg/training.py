@@ -28,7 +28,7 @@ from medseg.handlers_signals import Signals, Stopped, listen
 from medseg.hardware import Hardware, choose_hardware, configured
 from medseg.run import RunFolder, provenance
 from medseg.training_finish import load_best, predict_validation
-from medseg.training_memory import memory_error
+from medseg.training_memory import check_memory, memory_error
 from medseg.training_plan import Plan, plan_new, plan_resume
 from medseg.training_rate import LearningRates, find_learning_rate
 from medseg.training_setup import Prepared, build_step, prepare
@@ -119,6 +119,7 @@ def _train_plan(
         session = _open_session(plan, prepared, split, run)
         if init is not None and plan.state is None:
             session.notices += load_weights(session.step, init)
+        session.notices += check_memory(session)
         session.notices[:0] = [*plan.notices, *prepared.notices]
         for notice in session.notices:
             show(f"note: {notice}")

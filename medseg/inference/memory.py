@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.errors import UsageError
 
-__all__ = ["available_memory", "bytes_per_voxel", "parse_bytes", "peak_activation_bytes", "resident_bytes"]
+__all__ = [
+    "LiveBytes",
+    "available_memory",
+    "bytes_per_voxel",
+    "container_memory",
+    "parse_bytes",
+    "peak_activation_bytes",
+    "resident_bytes",
+]
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 WORKSPACE = 1.25  # batch norm outputs, allocator's rounding, small buffers
@@ -23,7 +33,7 @@ WORKSPACE = 1.25  # batch norm outputs, allocator's rounding, small buffers
 _BLOCK = 16
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Follows the storages that operators create, and the most bytes alive at once."""
 
     def __init__(self) -> None:
@@ -70,7 +80,7 @@ def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dt
     else:
         call = network
     image = torch.empty(tuple(shape), dtype=dtype, device="meta")
-    with torch.inference_mode(), _LiveBytes() as live:
+    with torch.inference_mode(), LiveBytes() as live:
         result = call(image)
     result = result[0] if isinstance(result, tuple | list) else result
     # the outputs of one batch are still being reduced, or kept for windows of constant value, when the next is computed
@@ -93,7 +103,7 @@ def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: b
         shape = (1, channels, *(min(32, n) for n in shape[2:]))
         device = next((p.device for p in network.parameters()), None) if isinstance(network, torch.nn.Module) else None
         image = torch.zeros(shape, device=device)
-        with torch.inference_mode(), _LiveBytes() as live:
+        with torch.inference_mode(), LiveBytes() as live:
             result = network(image)
         peak = live.peak + image.nbytes + (result[0] if isinstance(result, tuple | list) else result).nbytes
     # autocast keeps activations in 2 bytes, but casts of the input and of the weights come on top
@@ -101,11 +111,55 @@ def bytes_per_voxel(network: Any, channels: int, size: Sequence[int], *, half: b
 
 
 def available_memory(device: torch.device | str = "cpu") -> int:
-    """Free bytes on the device; on the host, what can be had without swapping."""
+    """Free bytes on the device; on the host, what can be had without swapping.
+
+    Limits of a container or a batch system (control groups 1 and 2) and of the address space (`ulimit -v`) count.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    found = [int(psutil.virtual_memory().available)]
+    if (left := container_memory()) is not None:
+        found.append(left)
+    with contextlib.suppress(ImportError):  # the module is missing on Windows
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - int(psutil.Process().memory_info().vms))
+    return max(0, min(found))
+
+
+def container_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left of what the control groups of this process allow, from the narrowest of them; None without a limit.
+
+    Args:
+        own: the kernel's list of this process's groups, lines like `0::/user.slice`.
+        root: where the groups' files are; a container sees its own group there.
+    """
+    lefts = []
+    with contextlib.suppress(OSError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" and not controllers:
+                place, names = root, ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                place = root / "memory"
+            else:
+                continue
+            parts = [part for part in path.split("/") if part and part != ".."]
+            for count in range(len(parts), -1, -1):
+                with contextlib.suppress(OSError, ValueError):  # no limit here: no such file, or "max"
+                    lefts.append(_left(place.joinpath(*parts[:count]), *names))
+    return min(lefts, default=None)
+
+
+def _left(group: Path, limit: str, used: str, cache: str) -> int:
+    most = int((group / limit).read_text(encoding="ascii"))
+    lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    pages = sum(int(line.split()[1]) for line in lines if line.startswith(f"{cache} "))  # files that can be dropped
+    return most - int((group / used).read_text(encoding="ascii")) + pages
 
 
 def resident_bytes() -> int:
