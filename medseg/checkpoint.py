@@ -25,6 +25,7 @@ import torch
 
 from medseg.checkpoint_model import Model, load_model
 from medseg.checkpoint_read import read_state
+from medseg.checkpoint_run import check_run
 from medseg.errors import CheckpointError
 from medseg.files import atomic_path, fail_point, sha256_file, write_json
 from medseg.files_atomic import TEMPORARY
@@ -78,10 +79,13 @@ class CheckpointStore:
         return path
 
     def load(self, name: str = "last") -> tuple[dict[str, Any], list[str]]:
-        """The newest whole state called `name`, and what should be told (that an older one had to be taken).
+        """The newest whole state called `name` of this run, and what should be told (that an older one was taken).
+
+        A state whose pipeline or split is not that of the folder's pipeline.yaml and split.json is of another run and
+        is not taken, whatever index.json says or whether there is one.
 
         Raises:
-            CheckpointError: E360, there is none that can be used.
+            CheckpointError: E360, there is none that can be used; E366, there is none but of another run.
         """
         notices: list[str] = []
         refused: list[CheckpointError] = []
@@ -91,13 +95,18 @@ class CheckpointStore:
                 continue
             try:
                 state = self.read(path)
+                compared = check_run(state, path)
             except CheckpointError as error:
                 refused.append(error)
                 notices.append(f"{file} cannot be used ({error.message}); trying the one before")
                 continue
             if refused:
                 notices.append(f"continuing from {file}")
+            if not compared and not self.index["known"]:
+                notices.append(f"{file} is taken as it is: no index.json, pipeline.yaml or split.json tells its run")
             return state, notices
+        if refused and all(error.code == "E366" for error in refused):
+            raise refused[0]
         found = "; ".join(f"{Path(e.file or '').name}: {e.message}" for e in refused) or "no checkpoint"
         raise CheckpointError(
             "there is no checkpoint to continue from" if name == "last" else f"there is no usable {name}.pt",

@@ -70,15 +70,15 @@ def data_check(
 ) -> None:
     """Read every image and label of a set and list every problem, with code and fix."""
     state["json"] = as_json
+    from medseg.data_place import data_root
+
+    root = data_root(data)  # before the rest of the imports, which take seconds
     from medseg import checking, config
-    from medseg import data as cases
     from medseg.errors import collect
     from medseg.files import write_json
 
     spec = config.load_dataset(name, root=data)
-    result = checking.check_dataset(
-        spec, cases.data_root(data), only=only or None, workers=workers, progress=not as_json
-    )
+    result = checking.check_dataset(spec, root, only=only or None, workers=workers, progress=not as_json)
     report = {"dataset": name, "cases": result.cases, "problems": [p.as_dict() for p in result.problems],
               "warnings": [w.as_dict() for w in result.warnings]}  # fmt: skip
     if output is not None:
@@ -104,10 +104,12 @@ def data_fetch(
 ) -> None:
     """Download and unpack a set whose address and checksum datasets.yaml knows; else say where to get it."""
     state["json"] = as_json
-    from medseg import config, fetching
-    from medseg import data as cases
+    from medseg.data_place import data_root
 
-    folder = fetching.fetch_dataset(config.load_dataset(name, root=data), cases.data_root(data, must_exist=False))
+    root = data_root(data, must_exist=False)
+    from medseg import config, fetching
+
+    folder = fetching.fetch_dataset(config.load_dataset(name, root=data), root)
     say(f"{folder}")
     if as_json:
         show_json({"folder": folder})
@@ -140,12 +142,14 @@ def data_add(
 ) -> None:
     """Look at a folder of images and labels and write its entry into DATA/datasets.yaml."""
     state["json"] = as_json
-    from medseg import data as cases
+    from medseg.data_place import data_root
+
+    root = data_root(data)
     from medseg import entry
 
     result = entry.add_dataset(
         name,
-        cases.data_root(data),
+        root,
         images=images,
         labels=labels,
         instances=instances,

@@ -49,7 +49,7 @@ def train(
     before any image is opened. Ctrl-C saves and says how to go on.
     """
     state["json"] = as_json
-    from medseg import training
+    from medseg.data_place import data_root
     from medseg.errors import UsageError
 
     overrides = [*(settings or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
@@ -57,6 +57,10 @@ def train(
         raise UsageError(
             "a run that goes on has its own pipeline", field="--resume", fix="leave NAME and --find-lr out"
         )
+    if resume is None and name is not None:
+        data_root(data)  # told before the imports below, which take seconds
+    from medseg import training
+
     plan = None if resume is not None else _pipeline_for(name, pipeline, pipelines, overrides, data)
     common: dict[str, Any] = {
         "data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow, "progress": not as_json,

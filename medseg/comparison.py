@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,8 +136,10 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
             a, b = [one[case].value for case in cases], [two[case].value for case in cases]
             row = one[cases[0]]
             by = [groups[case] for case in cases] if all(case in groups for case in cases) and groups else None
-            way = better.get(metric) or _direction(metric)
-            found = compare_paired(a, b, better=way, groups=by, seed=seed)
+            known = _known(metric)
+            way = better.get(metric) or ("none" if known is None else known.better)
+            bounds = (-math.inf, math.inf) if known is None else known.bounds
+            found = compare_paired(a, b, better=way, groups=by, seed=seed, bounds=bounds)
             ranks.append(found.ranks)
             differences.append(
                 Difference(
@@ -233,11 +236,11 @@ def _check_cases(
         raise collect(problems)
 
 
-def _direction(metric: str) -> str:
+def _known(metric: str) -> Any:
+    """What medseg knows of a score by its name: direction and possible values; None for one from elsewhere."""
     from medseg.metrics import METRICS
 
-    known = METRICS.get(metric.split("@")[0].split(" ")[0].split("(")[0])
-    return "none" if known is None else known.better
+    return METRICS.get(metric.split("@")[0].split(" ")[0].split("(")[0])
 
 
 def _shown(keys: Mapping[tuple[str, str], Any]) -> str:

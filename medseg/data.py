@@ -11,7 +11,6 @@ int16, `instances` (1, *spatial) int32, `fov` (1, *spatial) uint8, each with its
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from medseg.config import DatasetSpec
 from medseg.data_layout import PARTS, Case, list_cases
+from medseg.data_place import data_root
 from medseg.data_reading import read_channels, read_fov, read_instances, read_reference
 from medseg.errors import MedsegError, UsageError, collect
 from medseg.splitting import Fold, check_leaks, make_split
@@ -39,25 +39,6 @@ __all__ = [
     "read_instances",
     "read_reference",
 ]
-
-
-def data_root(option: str | Path | None = None, *, must_exist: bool = True) -> Path:
-    """The data root: `option` (--data), else the environment's MEDSEG_DATA, nothing more.
-
-    Raises:
-        UsageError: E102, neither is given, or there is no such folder.
-    """
-    given = option or os.environ.get("MEDSEG_DATA")
-    if not given:
-        fix = "--data DIR, or set MEDSEG_DATA"
-        raise UsageError("the data folder is not given", code="E102", field="--data", fix=fix)
-    root = Path(given)
-    if must_exist and not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise UsageError(
-            "no such data folder", code="E102", field="--data", file=root, expected="a folder", found=found
-        )
-    return root
 
 
 def find_cases(spec: DatasetSpec, root: str | Path, *, part: str = "training") -> list[Case]:

@@ -28,6 +28,7 @@ from medseg.files_space import require_space, resource_error
 __all__ = ["download", "safe_extract"]
 
 _BLOCK = 1 << 20
+_PADDING = 1 << 26  # bytes behind a tar's mark of its end: zeros up to a full block, and no more
 _MEMBERS = 1_000_000  # a bomb may also be made of names
 
 
@@ -209,3 +210,8 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, bool, IO[bytes]]]:
                 raise _refused(archive, member.name, "a member is a link or a device")
             source = opened.extractfile(member) if member.isreg() else None
             yield member.name, member.isdir(), source or io.BytesIO()
+        # tarfile stops at the mark of the end, before the checksum that gzip, bzip2 and xz keep behind it
+        left = _PADDING
+        while (file := opened.fileobj) is not None and (block := file.read(_BLOCK)):
+            if (left := left - len(block)) < 0:
+                raise _refused(archive, "the rest", "data after the last member")

@@ -256,6 +256,8 @@ ROWS = {
             "checkpoint::a_damaged_last_falls_back_and_says_so "
             "training::a_damaged_last_checkpoint_costs_one_interval_and_is_told "
             "training::a_last_checkpoint_of_another_model_is_not_taken "
+            "checkpoint::a_checkpoint_of_another_run_is_not_taken "
+            "reliability::a_checkpoint_of_another_run_is_not_continued "
             "main_job::a_checkpoint_that_is_none",
         ),
         F06=(
@@ -309,7 +311,8 @@ ROWS = {
         S03=(
             "archives: no absolute path, `..`, link, device, duplicate; counted size",
             "files_transfer::members_outside_the_folder_are_refused "
-            "files_transfer::links_devices_duplicates_bombs_and_broken_archives_are_refused",
+            "files_transfer::links_devices_duplicates_bombs_and_broken_archives_are_refused "
+            "refusals::archives_whose_checksum_is_wrong_or_missing",
         ),
         S04=(
             "downloads: https, SHA-256, size limit, never under the final name until whole",

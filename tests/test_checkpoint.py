@@ -15,10 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_pipeline
 
 from medseg.checkpoint import CheckpointStore, load_model, read_state
+from medseg.checkpoint_run import FREE
+from medseg.config import to_yaml
 from medseg.errors import CheckpointError, ResourceError
 from medseg.files import FAIL_POINTS
+from medseg.networks import build_network
 
 
 def state(number: int) -> dict:
@@ -90,6 +94,7 @@ def test_stopped_at_any_point_a_whole_checkpoint_is_there(tmp_path, point, befor
 import os, signal, torch
 from medseg.checkpoint import CheckpointStore
 from medseg.files import FAIL_POINTS
+from medseg.networks import build_network
 store = CheckpointStore({str(tmp_path)!r})
 for number in range({before}):
     store.save({{"number": number, "weights": torch.zeros(10)}})
@@ -253,3 +258,139 @@ def test_a_disk_that_changes_what_is_written_leaves_the_old_one(tmp_path, monkey
     found, notices = store.load()
     assert (found["number"], notices) == (1, [])
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "index.json"}
+
+
+SPLIT = {"seed": 0, "folds": 3, "fold": 0, "training": ["c0", "c1"], "validation": ["c2"]}
+
+
+def of_run(number: int, split: dict | None = None, **changes) -> dict:
+    return {**state(number), "pipeline": tiny_pipeline(**changes).to_dict(), "split": split or SPLIT}
+
+
+@pytest.fixture
+def begun(tmp_path) -> CheckpointStore:
+    """A run that has saved twice, with the files that say what it is."""
+    store = CheckpointStore(tmp_path)
+    (tmp_path / "pipeline.yaml").write_text(to_yaml(tiny_pipeline()))
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
+    store.save(of_run(1))
+    store.save(of_run(2))
+    assert store.load()[0]["number"] == 2
+    return store
+
+
+OTHERS = {
+    "seed": (of_run(9, seed=1), "train.seed", "0 (pipeline.yaml)", "1"),
+    "network": (of_run(9, network={"UNet": {"channels": [6, 8]}}), "network", "4, 8", "6, 8"),
+    "dataset": (of_run(9, dataset="balls"), "dataset", "tiny (pipeline.yaml)", "balls"),
+    "fold": (
+        of_run(9, {**SPLIT, "fold": 1, "training": ["c1", "c2"], "validation": ["c0"]}),
+        "fold and 2 more", "0 (split.json)", "1",
+    ),
+    "cases": (of_run(9, {**SPLIT, "training": ["c0", "c2"]}), "training", "c0, c1 (split.json)", "c0, c2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["index", "no index"])
+@pytest.mark.parametrize("which", OTHERS)
+def test_a_checkpoint_of_another_run_is_not_taken(begun, which, known):
+    other, field, expected, found = OTHERS[which]
+    begun.save(other)  # last.pt of another run, with its sum in the index; this run's own is last.prev.pt
+    if not known:
+        (begun.folder / "index.json").unlink()
+    taken, notices = begun.load()
+    assert taken["number"] == 2
+    assert "of another run than the folder" in notices[0]
+    assert notices[1:] == ["continuing from last.prev.pt"]
+    before = {path.name: path.read_bytes() for path in begun.folder.glob("*.pt")}
+    (begun.folder / "last.prev.pt").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        begun.load()
+    error = caught.value
+    assert (error.code, error.exit_code, error.field) == ("E366", 3, field)
+    assert expected in (error.expected or "")
+    assert found in (error.found or "")
+    assert error.file == str(begun.folder / "last.pt")
+    assert (begun.folder / "last.pt").read_bytes() == before["last.pt"]
+
+
+def test_what_may_change_while_a_run_goes_on_is_no_other_run(begun):
+    from medseg.training_plan import CHANGEABLE
+
+    assert FREE == CHANGEABLE
+    later = tiny_pipeline(epochs=None, minutes=3.0, patience=4, workers=2, save_minutes=1.0, title="said anew")
+    (begun.folder / "pipeline.yaml").write_text(to_yaml(later))
+    for _ in range(2):
+        taken, notices = begun.load()
+        assert (taken["number"], notices) == (2, [])
+        (begun.folder / "index.json").unlink(missing_ok=True)
+
+
+def test_without_any_file_that_tells_the_run_the_checkpoint_is_taken_and_that_is_told(begun):
+    (begun.folder / "index.json").unlink()
+    (begun.folder / "pipeline.yaml").write_text("train: [")  # damaged: split.json still tells
+    assert begun.load()[1] == []
+    (begun.folder / "split.json").write_bytes(b"{")
+    taken, notices = begun.load()
+    assert taken["number"] == 2
+    assert len(notices) == 1
+    assert "taken as it is" in notices[0]
+
+
+def of_model(folder: Path, *, threshold=None, dims=3, labels=3, in_channels=1, width=4, **changes) -> Path:
+    """A run with an untrained network that can predict."""
+    pipeline = tiny_pipeline(**changes)
+    part = {"image": "{id}.nii", "label": "l/{id}.nii"}
+    facts = {
+        "name": "tiny", "title": "t", "modality": "none", "dims": dims, "channels": ["image"], "unit": "mm",
+        "labels": {n: f"l{n}" for n in range(labels)}, "files": {"training": part},
+    }  # fmt: skip
+    network = build_network(
+        "UNet", spatial_dims=len(pipeline.train.patch), in_channels=in_channels, out_channels=labels,
+        **{**pipeline.network.arguments, "channels": [width, 8]},
+    )  # fmt: skip
+    CheckpointStore(folder).save({
+        "pipeline": pipeline.to_dict(), "dataset": facts, "in_channels": in_channels, "out_channels": labels,
+        "network_state": network.state_dict(), "threshold": threshold, "progress": {"epoch": 7}, "versions": {},
+    }, "best")  # fmt: skip
+    return folder
+
+
+def test_weights_of_another_network_are_told(tmp_path):
+    with pytest.raises(CheckpointError, match="the weights are not those of its network") as caught:
+        load_model(of_model(tmp_path, width=6))
+    assert (caught.value.code, caught.value.exit_code) == ("E363", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"preprocess": [{"ScaleIntensityd": {}}]}, "preprocess"),
+        ({"labels": 2}, "labels"),
+        ({"in_channels": 2}, "channels"),
+        ({"patch": [8, 8]}, "dimensions"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_models_that_differ_form_no_ensemble(tmp_path, change, named):
+    one, other = of_model(tmp_path / "a"), of_model(tmp_path / "b", **change)
+    with pytest.raises(CheckpointError, match=f"their {named} differ") as caught:
+        load_model([one, other])
+    assert (caught.value.code, caught.value.file) == ("E364", str(other / "best.pt"))
+
+
+def test_an_ensemble_has_the_mean_threshold_or_none(tmp_path):
+    runs = [of_model(tmp_path / str(t), threshold=t) for t in (0.3, 0.5)]
+    both = load_model(runs)
+    assert len(both.networks) == 2
+    assert both.network is both.networks[0]
+    assert both.threshold == pytest.approx(0.4)
+    assert [member["epoch"] for member in both.metadata["members"]] == [7, 7]
+    assert load_model([*runs, of_model(tmp_path / "none")]).threshold is None
+    assert load_model(runs[0]).threshold == 0.3
+
+
+def test_a_chosen_threshold_replaces_the_word_in_the_pipeline(tmp_path):
+    steps = [{"Threshold": {"value": "validation"}}, {"Threshold": {"value": 0.25}}]
+    model = load_model(of_model(tmp_path, threshold=0.7, labels=2, postprocess=steps))
+    assert [part.arguments["value"] for part in model.pipeline.postprocess] == [0.7, 0.25]

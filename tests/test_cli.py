@@ -72,6 +72,32 @@ def test_usage_errors_end_with_2_and_tell_what_is_right(capsys, tmp_path, monkey
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["data", "add", "mine"], "the data folder is not given"),
+        (["data", "add", "mine", "--data", "no such folder"], "no such data folder"),
+        (["data", "add", "mine", "--data", "."], "give one of --images, --folder, --csv"),
+        (["data", "check", "liver"], "the data folder is not given"),
+        (["data", "fetch", "liver"], "the data folder is not given"),
+        (["train", "liver"], "the data folder is not given"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_cheap_to_check_is_told_before_anything_heavy_is_loaded(tmp_path, arguments, told):
+    code = (
+        "import sys, medseg.cli as c\n"
+        f"try: c.main({arguments})\n"
+        "except SystemExit as ended: print(ended.code, sorted({'torch', 'monai', 'scipy'} & sys.modules.keys()))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MEDSEG_DATA"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert ended.stdout == "2 []\n"
+    assert told in ended.stderr
+
+
 def test_an_error_is_json_when_json_was_asked_for(capsys):
     code, out, err = run(capsys, "data", "info", "dirve", "--json")
     assert code == 2

@@ -62,6 +62,18 @@ def test_lower_is_better_for_distances_and_signed_errors_are_not_judged(tmp_path
     assert compare(a, b).differences[0].verdict == "not judged"
 
 
+def test_the_interval_of_a_difference_is_cut_to_what_the_score_allows(tmp_path):
+    first, second = [0.0, 0.1, 0.2], [1.0, 0.9, 0.1]
+    (dice,) = compare(scores(tmp_path / "a", first), scores(tmp_path / "b", second)).differences
+    assert dice.high == 1.0
+    wide = {"metric": "HD95", "unit": "mm"}  # a distance has no largest value
+    (distance,) = compare(scores(tmp_path / "c", first, **wide), scores(tmp_path / "d", second, **wide)).differences
+    assert distance.high > 1
+    unknown = {"metric": "Elsewhere"}
+    (other,) = compare(scores(tmp_path / "e", first, **unknown), scores(tmp_path / "f", second, **unknown)).differences
+    assert (other.high, other.better) == (distance.high, "none")
+
+
 def test_a_mean_against_most_cases_is_told(tmp_path):
     first = np.linspace(0.6, 0.9, 60)
     a = scores(tmp_path / "a", first)

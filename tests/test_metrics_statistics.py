@@ -100,6 +100,19 @@ def test_verdicts():
     assert found.low < found.difference < found.high
 
 
+def test_a_difference_of_bounded_scores_stays_possible():
+    """Three cases, differences 1, 0.8 and -0.1: Student's interval alone is 0.567 +- 1.455."""
+    first, second = np.array([0.0, 0.1, 0.2]), np.array([1.0, 0.9, 0.1])
+    free = compare_paired(first, second)
+    cut = compare_paired(first, second, bounds=(0, 1))
+    assert free.high > 1
+    assert (cut.low, cut.high) == (max(free.low, -1.0), 1.0)
+    back = compare_paired(second, first, bounds=(0, 1))
+    assert (back.low, back.high) == (-1.0, -cut.low)
+    assert compare_paired(first, second, bounds=(-1, 1)).high == min(free.high, 2.0)  # correlations may differ by 2
+    assert cut.verdict == free.verdict == "no difference shown"
+
+
 def test_a_mean_against_most_cases_gets_no_verdict():
     """50 of 60 cases gain 0.025, ten lose 0.475: the mean falls by 0.058, the ranks (1275 against 555) say gain."""
     first = np.linspace(0.6, 0.9, 60)

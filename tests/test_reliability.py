@@ -420,6 +420,23 @@ def test_out_of_memory_while_training(house: Path, capsys: Any, monkeypatch: pyt
     assert json.loads(status.read_text())["exit_code"] == 5
 
 
+def test_a_checkpoint_of_another_run_is_not_continued(house: Path, capsys: Any) -> None:
+    one, other = (
+        train(tiny_pipeline(epochs=1, iterations_per_epoch=1, seed=seed), data=house / "data", output=house / "runs",
+              cache=house / "cache", device="cpu", progress=False)
+        for seed in (0, 1)
+    )  # fmt: skip
+    for name in ("index.json", "last.prev.pt"):
+        (one / name).unlink(missing_ok=True)
+    shutil.copy(other / "last.pt", one / "last.pt")
+    before = {path.name: path.read_bytes() for path in one.iterdir() if path.is_file()}
+    code, told, said = medseg(capsys, "train", "--resume", one, "--set", "train.epochs=2", "--json")
+    assert code == 3
+    assert (told["error"][0]["code"], told["error"][0]["field"]) == ("E366", "train.seed and 3 more")
+    assert "of another run than the folder" in said
+    assert {path.name: path.read_bytes() for path in one.iterdir() if path.is_file()} == before
+
+
 def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 

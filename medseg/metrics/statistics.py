@@ -124,6 +124,7 @@ def compare_paired(
     seed: int = 0,
     resamples: int = 2000,
     confidence: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Comparison:
     """Is the second method better than the first, on the same cases?
 
@@ -136,6 +137,7 @@ def compare_paired(
         first, second: one score per case, in the same order.
         better: "higher" or "lower" scores are better; "none" gives no verdict but "no difference shown".
         groups, seed, resamples, confidence: as in `summarise`.
+        bounds: possible values of the score; the interval is cut to the differences of such values.
 
     Raises:
         UsageError: lengths differ, no values, values that are not finite, unknown `better`.
@@ -157,6 +159,8 @@ def compare_paired(
     p, ranks = wilcoxon(sums / sizes)
     difference = float((b - a).mean())
     call = verdict(low, high, p, better, 1 - confidence, ranks)
+    widest = bounds[1] - bounds[0]
+    low, high = max(low, -widest), min(high, widest)
     return Comparison(len(a), len(sums), difference, low, high, p, p, better, call, ranks)
 
 
