@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
 
     Args:
         source: a run folder (its best.pt, else last.pt), a folder of runs (the newest), a .pt file, or several of
-            these: an ensemble, whose probabilities are averaged.
+            these: an ensemble, whose probabilities are averaged. The folder `cross_validation` that
+            `medseg train --fold all` leaves beside its runs stands for all of them.
         device: where to put the networks.
 
     Raises:
@@ -78,7 +80,7 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise CheckpointError("no run or checkpoint given", code="E360")
-    files = [_find_file(Path(one)) for one in sources]
+    files = [_find_file(member) for one in sources for member in _members(Path(one))]
     members = [model_from_state(_read(file), file) for file in files]
     first = members[0]
     for member, file in zip(members[1:], files[1:], strict=True):
@@ -93,6 +95,18 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
     networks = tuple(network for member in members for network in member.networks)
     pipeline = with_threshold(first.pipeline, metadata["threshold"])
     return Model(networks, pipeline, first.dataset, metadata).to(device)
+
+
+def _members(source: Path) -> list[Path]:
+    """The runs beside a folder of their pooled scores; of anything else the source itself."""
+    try:
+        value = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [source]
+    names = value.get("runs") if isinstance(value, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        return [source]
+    return [source.parent / name for name in names] or [source]
 
 
 def model_from_state(state: dict[str, Any], file: Path) -> Model:

@@ -111,6 +111,24 @@ def test_the_model_predicts_as_in_validation(reference, place):
     assert len(ensemble.networks) == 2
 
 
+def test_the_folder_of_pooled_scores_stands_for_the_ensemble(reference, tmp_path):
+    other = tmp_path / "two"
+    shutil.copytree(reference, other)
+    shutil.copytree(reference, tmp_path / "one")
+    (tmp_path / "cross_validation").mkdir()
+    summary = tmp_path / "cross_validation" / "summary.json"
+    summary.write_text(json.dumps({"runs": ["one", "two"], "scores": []}))
+    model = load_model(tmp_path / "cross_validation")
+    assert model.metadata["sources"] == [str(tmp_path / name / "best.pt") for name in ("one", "two")]
+    assert len(model.networks) == 2
+    shutil.rmtree(other)
+    with pytest.raises(CheckpointError, match="two"):  # half of an ensemble is not taken for the whole
+        load_model(tmp_path / "cross_validation")
+    summary.write_text(json.dumps({"runs": ["../one"]}))
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "cross_validation")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_after_any_iteration_it_goes_on_bit_for_bit(reference, place, workers, monkeypatch):
     pipeline = tiny_pipeline(ema=0.9, workers=workers)
@@ -298,6 +316,60 @@ def test_slices_of_volumes_train_a_network_in_two_dimensions(place):
     folder = run(place, tiny_pipeline(patch=[8, 8], epochs=1))
     assert load_model(folder).network.spatial_dims == 2
     assert list((folder / "validation").glob("*.nii.gz"))
+
+
+TINY = {
+    "attention": ({"AttentionUNet": {"channels": [4, 8, 8]}}, [16, 8]),
+    "attention-3d": ({"AttentionUNet": {"channels": [4, 8, 8]}}, [8, 8, 8]),
+    "resunet": ({"ResUNet": {"channels": [4, 4, 8, 8], "blocks": [1, 1, 1, 1]}}, [32, 32]),
+    "fcn-8s": ({"FCN": {"channels": [4, 4, 4, 8, 8], "hidden": 8}}, [32, 32]),
+    "unet-2015": ({"UNet": {"channels": [4, 8]}}, [28, 28]),
+}
+
+
+@pytest.mark.parametrize(("network", "patch"), TINY.values(), ids=TINY)
+def test_every_network_trains(place, network, patch):
+    folder = run(place, tiny_pipeline(network=network, patch=patch, epochs=1, iterations_per_epoch=1))
+    (row,) = state_of(folder)["progress"]["history"]
+    assert math.isfinite(row["loss"])
+    assert math.isfinite(row["score"])
+
+
+def test_channels_from_one_file_each_and_from_one_for_all_train_alike(place, tmp_path):
+    entry = (place / "data" / "datasets.yaml").read_text().split("\nballs:")[0].replace("[image]", "[t1, t2]")
+    data = tmp_path / "data"
+    for name in ("labels", "t1", "t2", "both"):
+        (data / name).mkdir(parents=True)
+    for path in sorted((place / "data" / "images").glob("*.nii.gz")):
+        first = nibabel.load(path)
+        second = np.float32(np.asarray(first.dataobj) ** 2)
+        shutil.copy(place / "data" / "labels" / path.name, data / "labels" / path.name)
+        shutil.copy(path, data / "t1" / path.name)
+        nibabel.save(nibabel.Nifti1Image(second, first.affine), data / "t2" / path.name)
+        stacked = np.stack([np.asarray(first.dataobj), second], axis=-1)
+        nibabel.save(nibabel.Nifti1Image(stacked, first.affine), data / "both" / path.name)
+    found = []
+    for images in ('["t1/{id}.nii.gz", "t2/{id}.nii.gz"]', '"both/{id}.nii.gz"'):
+        (data / "datasets.yaml").write_text(entry.replace('"images/{id}.nii.gz"', images))
+        folder = train(
+            tiny_pipeline(), data=data, output=tmp_path / "runs", cache=tmp_path / "cache", device="cpu", progress=False
+        )
+        found.append(folder)
+    assert load_model(found[0]).metadata["in_channels"] == 2
+    assert_equal_runs(*found)
+
+
+def test_a_union_of_labels_is_learnt_and_scored_as_one(place):
+    # the entry `balls` reads 1 and 2 as 1
+    folder = run(place, tiny_pipeline(dataset="balls", epochs=1))
+    row = state_of(folder)["progress"]["history"][-1]
+    assert [name for name in row if name.startswith("val ")] == ["val Dice ball"]
+    scores = []
+    for path in sorted((folder / "validation").glob("*.nii.gz")):
+        found = np.asarray(nibabel.load(path).dataobj) == 1
+        union = np.asarray(nibabel.load(place / "data" / "labels" / path.name).dataobj) > 0
+        scores.append(2 * (found & union).sum() / (found.sum() + union.sum()))
+    assert row["score"] == pytest.approx(np.mean(scores))
 
 
 def test_neighbouring_slices_train_and_predict_alike(place):
