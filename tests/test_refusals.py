@@ -26,6 +26,7 @@ from medseg.data import find_cases, load_image_sample, load_sample
 from medseg.errors import ConfigError, DataError, FormatError, MedsegError, ResourceError, UsageError
 from medseg.files_atomic import TEMPORARY
 from medseg.volumes import Geometry, check_pair, list_inputs, read_geometry, read_image, read_window
+from medseg.volumes_tiff import has_windows
 
 
 def refusal(kind: type[MedsegError], code: str, call: Any, *arguments: Any, **options: Any) -> MedsegError:
@@ -375,3 +376,24 @@ def test_a_series_that_a_segmentation_cannot_refer_to(tmp_path: Path, monkeypatc
     error = refusal(DataError, "E340", write_segmentation, tmp_path / "a.dcm", label, volume, {1: "liver"})
     assert (error.found, "CANARY" in str(error)) == ("AttributeError", False)
     assert not (tmp_path / "a.dcm").exists()
+
+
+def test_which_pictures_have_windows(tmp_path: Path) -> None:
+    grey = corpus.image((64, 48), np.uint8)
+    colours = np.zeros((3, 256), np.uint16)
+    for name, options, expected in (
+        ("tiled", {"tile": (16, 16), "compression": "zlib"}, True),
+        ("plain", {}, True),
+        ("palette", {"photometric": "palette", "colormap": colours}, False),
+    ):
+        tifffile.imwrite(tmp_path / f"{name}.tif", grey, **options)
+        assert has_windows(tmp_path / f"{name}.tif") is expected, name
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([grey, grey]), photometric="minisblack")
+    assert not has_windows(tmp_path / "stack.tif")
+    # one packed strip of 68 MB: a window of it would need all of it
+    rows = zlib.compress(bytes(68_000_000))
+    tifffile.imwrite(
+        tmp_path / "strip.tif", iter([rows]), shape=(68_000, 1000), dtype=np.uint8, rowsperstrip=68_000,
+        compression="zlib",
+    )  # fmt: skip
+    assert not has_windows(tmp_path / "strip.tif")
