@@ -55,8 +55,9 @@ def make_run(folder, choices, facts, seed=0):
     torch.manual_seed(seed)
     part = choices.network
     dims = len(choices.train.patch)
+    channels = facts.in_channels * (2 * choices.train.context_slices + 1)
     network = build_network(
-        part.name, spatial_dims=dims, in_channels=facts.in_channels, out_channels=facts.out_channels, **part.arguments
+        part.name, spatial_dims=dims, in_channels=channels, out_channels=facts.out_channels, **part.arguments
     )
     with torch.no_grad():
         for module in network.modules():  # statistics of a trained network are not those of a new one
@@ -65,7 +66,7 @@ def make_run(folder, choices, facts, seed=0):
                 module.running_var.uniform_(0.5, 1.5)
     folder.mkdir(parents=True)
     state = {
-        "pipeline": choices.to_dict(), "dataset": facts.to_dict(), "in_channels": facts.in_channels,
+        "pipeline": choices.to_dict(), "dataset": facts.to_dict(), "in_channels": channels,
         "out_channels": facts.out_channels,
         "network_state": network.state_dict(), "threshold": None, "metrics": {"Dice": 0.5}, "progress": {"epoch": 3},
         "versions": {"torch": "x"},
@@ -243,6 +244,23 @@ def test_the_runner_tiles_a_picture_of_an_unpadded_network_exactly(tmp_path):
     one, two = (np.asarray(Image.open(tmp_path / d / "a.png")) for d in ("out", "masks"))
     assert len(np.unique(one)) > 1
     assert (one != two).mean() < 1e-3
+
+
+def test_the_runner_takes_neighbouring_slices_as_channels(images, tmp_path):
+    choices = pipeline(
+        preprocess=[{"NormalizeIntensityd": {}}], postprocess=[], inference="OverlapTileInferer",
+        train={"epochs": 1, "batch": 1, "patch": [16, 16], "context_slices": 1},
+    )  # fmt: skip
+    run = make_run(tmp_path / "run", choices, dataset(), seed=5)
+    predict(run, images, tmp_path / "out", progress=False)
+    folder = export_onnx(run, tmp_path / "onnx")
+    command = [sys.executable, str(folder / "run_onnx.py"), *map(str, sorted(images.glob("*.nii.gz")))]
+    subprocess.run([*command, "-o", str(tmp_path / "masks")], check=True)
+    wanted, found = masks(tmp_path / "out"), masks(tmp_path / "masks")
+    assert len(wanted) == 2
+    for name, mask in wanted.items():
+        assert len(np.unique(mask)) > 1
+        assert (mask != found[name]).mean() < 1e-3
 
 
 @pytest.fixture(scope="module")
