@@ -500,15 +500,15 @@ def kill_and_resume(place: Path, output: Path, pipeline: Path, kills: int, seed:
             assert time.monotonic() < end
             time.sleep(0.01)
         time.sleep(generator.uniform(0, 3))
-        killed = process.poll() is None
-        if killed:
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         _, errors = process.communicate()
-        assert process.returncode == (-signal.SIGKILL if killed else 0), errors
-        done += killed
+        assert process.returncode in (-signal.SIGKILL, 0), errors
         folder = next(output.glob("*/*"))
-        if not killed:
-            return folder, done
+        if json.loads((folder / "status.json").read_text())["state"] == "finished":
+            return folder, done  # it had ended, or was about to leave when the kill came: nothing was interrupted
+        assert process.returncode == -signal.SIGKILL, errors
+        done += 1
         if not (folder / "last.pt").exists():  # before the first save there is nothing to continue: begin again
             shutil.rmtree(folder)
             process = start(place, [str(pipeline), "-o", str(output), "--no-report"])
