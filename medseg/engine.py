@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -90,21 +91,22 @@ def recompute_activations(network: nn.Module) -> int:
     Applied to the members of the network's `ModuleList`s (encoder and decoder levels). Memory falls to about the
     largest level's, one more forward pass is paid; gradients stay equal. Returns how many levels were changed.
     """
-    from torch.utils.checkpoint import checkpoint
-
     levels = [level for module in network.modules() if isinstance(module, nn.ModuleList) for level in module]
     outer = [level for level in levels if not any(level is not o and level in set(o.modules()) for o in levels)]
     chosen = [level for level in outer if any(True for _ in level.parameters())]
     for level in chosen:
-        plain = level.forward
-
-        def forward(*values: Any, _plain: Any = plain, **named: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return _plain(*values, **named)
-            return checkpoint(_plain, *values, use_reentrant=False, **named)
-
-        level.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+        # a bound method: a deep copy of the network (a running mean of its weights) is bound to its own levels
+        level.forward = MethodType(_recomputed, level)  # pyright: ignore[reportAttributeAccessIssue]
     return len(chosen)
+
+
+def _recomputed(level: nn.Module, *values: Any, **named: Any) -> Any:
+    from torch.utils.checkpoint import checkpoint
+
+    plain = MethodType(type(level).forward, level)
+    if not torch.is_grad_enabled():
+        return plain(*values, **named)
+    return checkpoint(plain, *values, use_reentrant=False, **named)
 
 
 def supervised_loss(

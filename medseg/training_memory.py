@@ -115,7 +115,7 @@ def largest_patch(session: Session) -> tuple[int, ...] | None:
         if failed is None:
             return None
         limit = min(available_memory(device) // session.group.neighbours, _SURE * failed)
-        fits = lambda size: (_estimate(session, size) or math.inf) <= limit  # noqa: E731
+        fits = lambda size: _estimated(session, size) <= limit  # noqa: E731
     sizes = _smaller(step.bare, patch)
     low, high = 0, len(sizes)  # the first that fits lies in [low, high]
     while low < high:
@@ -124,7 +124,9 @@ def largest_patch(session: Session) -> tuple[int, ...] | None:
             high = middle
         else:
             low = middle + 1
-    return sizes[low] if low < len(sizes) else None
+    if low == len(sizes) or _estimate(session, sizes[low]) == 0:
+        return None
+    return sizes[low]
 
 
 def _told(what: str, session: Session, found: str, patch: tuple[int, ...] | None) -> ResourceError:
@@ -155,9 +157,17 @@ def _shape(session: Session, patch: tuple[int, ...]) -> tuple[int, ...]:
 
 def _estimate(session: Session, patch: tuple[int, ...]) -> int | None:
     half = session.hardware.dtype is not None
-    with contextlib.suppress(RuntimeError, NotImplementedError, TypeError):
+    try:
         return step_bytes(session.step.bare, _shape(session, tuple(patch)), half=half)
-    return None  # a network that looks at values
+    except ValueError:
+        return 0  # batch norm refuses a single value per channel: memory is not what this patch lacks
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None  # a network that looks at values
+
+
+def _estimated(session: Session, patch: tuple[int, ...]) -> float:
+    need = _estimate(session, patch)
+    return math.inf if need is None else need
 
 
 def _smaller(network: Any, patch: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -183,6 +193,8 @@ def _works(session: Session, patch: tuple[int, ...]) -> bool:
         image = torch.zeros(_shape(session, patch), device=hardware.device)
         with cast:
             _WholeStep(step.bare)(image)
+    except ValueError:
+        return True  # too small for batch norm, not too large
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

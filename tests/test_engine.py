@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -142,6 +143,20 @@ def test_recomputed_activations_give_the_same_gradients_with_less_memory():
         gradients.append([p.grad for p in network.parameters()])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
     assert network.state_dict().keys() == build_network(pipeline, in_channels=1, out_channels=2).state_dict().keys()
+
+
+def test_a_copy_of_a_network_with_recomputed_activations_runs_its_own_weights():
+    network = UNet(2, 1, 2, channels=(4, 8), padding="same", norm="batch").eval()  # no dropout
+    recompute_activations(network)
+    average = copy.deepcopy(network)  # as the running mean of the weights is made
+    image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = average(image)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert not network(image).any()
+    assert torch.equal(average(image), before)
+    assert before.any()
 
 
 def test_the_networks_weights_follow_from_the_seed_and_leave_the_generator_alone():
