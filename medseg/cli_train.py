@@ -57,11 +57,13 @@ def train(
         raise UsageError(
             "a run that goes on has its own pipeline", field="--resume", fix="leave NAME and --find-lr out"
         )
-    if resume is None and name is not None:
-        data_root(data)  # told before the imports below, which take seconds
+    if resume is None and name is not None and data is None:
+        data_root(data)  # told before what takes seconds to load; a folder that is not there, after wrong settings
+    plan = None if resume is not None else _pipeline_for(name, pipeline, pipelines, overrides, data)
+    if plan is not None:
+        data_root(data)
     from medseg import training
 
-    plan = None if resume is not None else _pipeline_for(name, pipeline, pipelines, overrides, data)
     common: dict[str, Any] = {
         "data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow, "progress": not as_json,
     }  # fmt: skip
