@@ -87,11 +87,15 @@ def find_learning_rate(
 
 
 def suggest(rows: Sequence[tuple[float, float]]) -> float:
-    """The rate at which the loss falls most steeply against the logarithm of the rate.
+    """The rate at which the loss falls most steeply against the logarithm of the rate, before its least value.
+
+    The first eighth of many rows is left out: there the running mean is one of a few batches and jumps with each.
 
     >>> suggest([(1e-4, 1.0), (1e-3, 0.9), (1e-2, 0.4), (1e-1, 0.3), (1.0, 2.0)])
     0.01
     """
     rates, losses = np.log([rate for rate, _ in rows]), np.array([loss for _, loss in rows])
     slope = np.gradient(losses, rates)
-    return float(f"{rows[int(np.argmin(slope))][0]:.3g}")
+    first = len(rows) // 8
+    least = first + int(np.argmin(losses[first:]))
+    return float(f"{rows[first + int(np.argmin(slope[first : least + 1]))][0]:.3g}")

@@ -27,6 +27,7 @@ from medseg.data import find_cases, load_sample
 from medseg.errors import CheckpointError, ConfigError, LabelError, TrainingError, UsageError
 from medseg.handlers_signals import Signals
 from medseg.training import find_learning_rate, train
+from medseg.training_rate import suggest
 from medseg.training_threshold import CANDIDATES
 
 TESTS = Path(__file__).parent
@@ -469,6 +470,14 @@ def test_wrong_arguments_are_refused_before_data_are_opened(place, tmp_path):
         train(tiny_pipeline(), data=place / "data", device="tpu", output=tmp_path, progress=False)
     with pytest.raises(ConfigError, match="cannot take this patch"):
         run(place, tiny_pipeline(patch=[7, 8, 8]))
+
+
+def test_the_suggested_rate_is_on_the_slope_whatever_the_first_batches_did():
+    rates = np.geomspace(1e-6, 1, 80)
+    losses = 1.0 - 0.5 / (1 + (3e-3 / rates) ** 2)  # falls most steeply at 3e-3 on a logarithmic axis
+    losses[rates > 0.1] += np.linspace(0, 3, int((rates > 0.1).sum()))
+    losses[:4] += [2.0, 1.0, 0.4, 0.1]  # a few bad batches
+    assert suggest(list(zip(rates.tolist(), losses.tolist(), strict=True))) == pytest.approx(3e-3, rel=0.2)
 
 
 def test_the_learning_rate_finder_suggests_a_rate_in_its_range(place):
