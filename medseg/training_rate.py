@@ -91,7 +91,7 @@ def suggest(rows: Sequence[tuple[float, float]]) -> float:
 
     The first eighth of many rows is left out: there the running mean is one of a few batches and jumps with each.
 
-    >>> suggest([(1e-4, 1.0), (1e-3, 0.9), (1e-2, 0.4), (1e-1, 0.3), (1.0, 2.0)])
+    >>> suggest([(1e-4, 1.0), (1e-3, 0.95), (1e-2, 0.4), (1e-1, 0.2), (1.0, 2.0)])
     0.01
     """
     rates, losses = np.log([rate for rate, _ in rows]), np.array([loss for _, loss in rows])
