@@ -17,7 +17,7 @@ import numpy as np
 from medseg.cache_blocks import BlockArray, mirror_index
 from medseg.errors import DataError
 from medseg.files import fail_point, resource_error
-from medseg.files_atomic import TEMPORARY
+from medseg.files_atomic import temporary_name
 from medseg.volumes import Geometry
 
 __all__ = ["MemoryCase", "StoredCase", "index_classes", "write_case"]
@@ -202,7 +202,7 @@ def write_case(folder: Path, case: str, facts: dict[str, Any], block: Sequence[i
     Raises:
         ResourceError: E501 no space, E502 not writable; nothing is left behind.
     """
-    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
+    temporary = folder.parent / temporary_name()
     try:
         temporary.mkdir(parents=True)
         described = {}

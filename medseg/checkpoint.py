@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from medseg.checkpoint_read import read_state
 from medseg.checkpoint_run import check_run
 from medseg.errors import CheckpointError
 from medseg.files import atomic_path, fail_point, sha256_file, write_json
-from medseg.files_atomic import TEMPORARY
+from medseg.files_atomic import temporary_name
 
 __all__ = ["FORMAT", "CheckpointStore", "Model", "load_model", "read_state"]
 
@@ -141,7 +140,7 @@ class CheckpointStore:
 
     def _rotate(self, path: Path) -> None:
         # a second name for the old file, so that at no moment there is none called last.pt
-        second = self.folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}.prev"
+        second = self.folder / temporary_name(".prev")
         try:
             os.link(path, second)
         except OSError:  # a file system without hard links

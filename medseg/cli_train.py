@@ -59,11 +59,9 @@ def train(
         )
     if resume is None and name is not None and data is None:
         data_root(data)  # told before what takes seconds to load; a folder that is not there, after wrong settings
-    plan = None if resume is not None else _pipeline_for(name, pipeline, pipelines, overrides, data)
-    if plan is not None:
-        data_root(data)
     from medseg import training
 
+    plan = None if resume is not None else _pipeline_for(name, pipeline, pipelines, overrides, data)
     common: dict[str, Any] = {
         "data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow, "progress": not as_json,
     }  # fmt: skip

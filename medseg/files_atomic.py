@@ -24,6 +24,7 @@ __all__ = [
     "fail_point",
     "probe_writable",
     "remove_stale",
+    "temporary_name",
     "write_bytes",
     "write_json",
     "write_text",
@@ -32,6 +33,11 @@ __all__ = [
 FAIL_POINTS: dict[str, Callable[[], Any]] = {}
 
 TEMPORARY = ".medseg-"  # hidden, so that no listing takes a temporary file for a result
+
+
+def temporary_name(suffix: str = "") -> str:
+    """A name that nothing has yet, for a file or folder that is being made; `remove_stale` knows by it whose it is."""
+    return f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}{suffix}"
 
 
 def fail_point(name: str) -> None:
@@ -67,8 +73,7 @@ def atomic_path(
     """
     path = Path(path)
     folder = path.parent
-    mark = f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
-    temporary = folder / f"{mark}{full_suffix(path) if suffix is None else suffix}"
+    temporary = folder / temporary_name(full_suffix(path) if suffix is None else suffix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

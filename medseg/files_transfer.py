@@ -7,7 +7,6 @@ import hashlib
 import io
 import lzma
 import os
-import secrets
 import shutil
 import stat
 import tarfile
@@ -21,7 +20,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from medseg.errors import FormatError, ResourceError, UsageError
-from medseg.files_atomic import TEMPORARY, atomic_path
+from medseg.files_atomic import atomic_path, temporary_name
 from medseg.files_names import full_suffix, require_file
 from medseg.files_space import require_space, resource_error
 
@@ -52,7 +51,7 @@ def safe_extract(archive: str | Path, folder: str | Path, max_bytes: int) -> Pat
     archive, folder = require_file(archive), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("the folder to unpack into exists already", file=folder, fix="name a new folder")
-    temporary = folder.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}.unpack"
+    temporary = folder.parent / temporary_name(".unpack")
     try:
         temporary.mkdir(parents=True)
         with _corrupt_is_refused(archive):

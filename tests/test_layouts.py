@@ -65,6 +65,8 @@ def parts(name: str, root: Path) -> Iterator[None]:
     for k in range(5):
         image, label, discs = draw(k, classes, (32, 36, 20) if volume else (72, 80))
         mask = (label > 0).astype(np.uint8) * 255
+        void = label.copy()
+        void[0:4] = 255
         if name in ("liver", "hippocampus"):
             folder = root / {"liver": "Task03_Liver", "hippocampus": "Task04_Hippocampus"}[name]
             save(folder / f"imagesTr/{name}_{k}.nii.gz", image.astype(np.float32))
@@ -107,8 +109,6 @@ def parts(name: str, root: Path) -> Iterator[None]:
             save(folder / f"{k + 1:02}/t000.tif", grey(image))
             save(folder / f"{k + 1:02}_ST/SEG/man_seg000.tif", discs)
         elif name == "voc2012":
-            void = label.copy()
-            void[0:4] = 255
             save(root / f"VOCdevkit/VOC2012/JPEGImages/2007_{k:06}.jpg", rgb(image))
             save(root / f"VOCdevkit/VOC2012/SegmentationClass/2007_{k:06}.png", void)
             lists = root / "VOCdevkit/VOC2012/ImageSets/Segmentation"
@@ -122,8 +122,6 @@ def parts(name: str, root: Path) -> Iterator[None]:
             save(root / f"CamVid/{part}/seq{k}_{k:06}.png", rgb(image))
             save(root / f"CamVid/{part}annot/seq{k}_{k:06}.png", void)
         elif name == "shapes":
-            void = label.copy()
-            void[0:4] = 255
             save(root / f"shapes/images/{k}.png", rgb(image))
             save(root / f"shapes/labels/{k}.png", void)
         else:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from medseg import files, volumes
 from medseg.errors import DataError, MedsegError, UsageError, collect
-from medseg.files_atomic import TEMPORARY
+from medseg.files_atomic import temporary_name
 
 __all__ = [
     "FORMATS",
@@ -206,8 +205,8 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[t
     import zarr
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{TEMPORARY}{os.getpid()}-"  # so that it is known as stale when this process is killed
-    temporary = Path(tempfile.mkdtemp(prefix=mark, suffix=path.suffix, dir=path.parent))
+    temporary = path.with_name(temporary_name(path.suffix))
+    temporary.mkdir()
     arrays: list[Any] = []
 
     def put(box: tuple[slice, ...], values: np.ndarray) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +18,7 @@ from medseg.cohort import SlabQueue
 from medseg.component import build_component
 from medseg.data import load_image_sample
 from medseg.errors import DataError, MedsegError, ResourceError
-from medseg.files_atomic import TEMPORARY
+from medseg.files_atomic import temporary_name
 from medseg.inference.case import predict_case
 from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import resident_bytes
@@ -185,16 +183,15 @@ def _mapped(folder: Path, shape: Sequence[int]) -> Iterator[np.ndarray]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     files.require_space(folder, math.prod(shape))
-    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{os.getpid()}-", dir=folder)
-    os.close(handle)
+    temporary = folder / temporary_name()
     try:
-        array = np.memmap(name, np.uint8, "w+", shape=tuple(shape))
+        array = np.memmap(temporary, np.uint8, "w+", shape=tuple(shape))
         with suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
         yield array
     finally:
         with suppress(OSError):
-            os.unlink(name)
+            temporary.unlink()
 
 
 def _in_slabs(transform: Any, sample: dict[str, Any]) -> dict[str, Any]:

@@ -241,8 +241,8 @@ class RemapLabelsd(MapTransform):
         sample = dict(data)
         for key in self.key_iterator(sample):
             label = plain(sample[key]).numpy()
-            whole = label.astype(np.int64)
-            if label.size and (not np.array_equal(whole, label) or whole.min() < 0 or whole.max() > 255):
+            whole = whole_numbers(label, str(key))
+            if label.size and (whole.min() < 0 or whole.max() > 255):
                 raise LabelError("labels are whole numbers from 0 to 255", field=str(key), found=label.dtype)
             sample[key] = like(torch.from_numpy(self.table[whole]), sample[key])
         return sample
