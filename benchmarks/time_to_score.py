@@ -3,13 +3,15 @@
     pip install nnunetv2
     python benchmarks/time_to_score.py hippocampus --data DATA --minutes 20
     python benchmarks/time_to_score.py drive --data DATA --minutes 20 --trainer nnUNetTrainer_5epochs
+    python benchmarks/time_to_score.py hippocampus --data DATA --minutes 20 --short 8 20
 
 medseg trains the pipeline for `--minutes`, validates often and reports the mean Dice of the validation cases (whole
 images, their own grid) against the minutes of training. nnU-Net does what its own commands do
 (`nnUNetv2_plan_and_preprocess`, `nnUNetv2_train CONFIGURATION 0`) on the same training and validation cases, stopped
 after `--peer-minutes`; its score by epoch is the "Pseudo dice" of its log (on validation patches), and, when its
 training ends in time, the Dice of its own final validation on whole images. `--trainer` picks another length of
-nnU-Net's schedule (default: its own 1000 epochs of 250 iterations). On a GPU:
+nnU-Net's schedule (default: its own 1000 epochs of 250 iterations). On a CPU even one such epoch may not end in time:
+`--short EPOCHS ITERATIONS` gives nnU-Net a schedule that does, nothing else changed. On a GPU:
 `--device cuda --minutes 4 --peer-minutes 4`.
 """
 
@@ -37,6 +39,14 @@ from medseg.data import Case, find_cases, load_sample
 GOALS = {"drive": (0.80, 0.82), "hippocampus": (0.85, 0.87)}
 CONFIGURATION = {"drive": "2d", "hippocampus": "3d_fullres"}
 NUMBER = 901
+SHORT = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerShort(nnUNetTrainer):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {}, {}, 5
+"""
 
 
 def ours(name: str, data: Path, minutes: float, device: str, folder: Path) -> tuple[list[tuple[float, float]], Path]:
@@ -78,7 +88,15 @@ def write_case(case: Case, spec: DatasetSpec, folder: Path) -> None:
 
 
 def theirs(
-    name: str, data: Path, run: Path, folder: Path, *, minutes: float, device: str, trainer: str
+    name: str,
+    data: Path,
+    run: Path,
+    folder: Path,
+    *,
+    minutes: float,
+    device: str,
+    trainer: str,
+    short: list[int] | None = None,
 ) -> tuple[list[tuple[float, float]], float | None]:
     """(minutes, pseudo Dice) of each epoch that nnU-Net finished, and its final Dice if its training ended in time."""
     spec = load_dataset(name)
@@ -98,6 +116,11 @@ def theirs(
     (raw / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
     where = {key: str(folder / key.split("_")[1]) for key in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     environment = {"nnUNet_n_proc_DA": "2", "nnUNet_compile": "f", **os.environ, **where}
+    if short:
+        trainer, place = "nnUNetTrainerShort", folder / "trainer"
+        place.mkdir()
+        (place / f"{trainer}.py").write_text(SHORT.format(*short), encoding="utf-8")
+        environment["nnUNet_extTrainer"] = str(place)
     started = time.monotonic()
     _call(["nnUNetv2_plan_and_preprocess", "-d", str(NUMBER), "-c", CONFIGURATION[name], "-np", "2"], environment)
     print(f"nnU-Net: planning and preprocessing {(time.monotonic() - started) / 60:.1f} min")
@@ -160,6 +183,7 @@ def main() -> None:
     parser.add_argument("--peer-minutes", type=float, help="as --minutes when not given")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trainer", default="nnUNetTrainer")
+    parser.add_argument("--short", type=int, nargs=2, metavar=("EPOCHS", "ITERATIONS"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -167,7 +191,7 @@ def main() -> None:
         peer_minutes = options.peer_minutes or options.minutes
         peer, final = theirs(
             options.name, options.data, run, folder,
-            minutes=peer_minutes, device=options.device, trainer=options.trainer,
+            minutes=peer_minutes, device=options.device, trainer=options.trainer, short=options.short,
         )  # fmt: skip
     goals = GOALS[options.name]
     print(
@@ -176,7 +200,8 @@ def main() -> None:
         + " | last |"
     )
     print("|---|" + "---|" * (len(goals) + 1))
-    for title, points in (("medseg", curve), (f"nnU-Net {CONFIGURATION[options.name]} ({options.trainer})", peer)):
+    trainer = "{} epochs of {} iterations".format(*options.short) if options.short else options.trainer
+    for title, points in (("medseg", curve), (f"nnU-Net {CONFIGURATION[options.name]} ({trainer})", peer)):
         last = f"{points[-1][1]:.3f} at {points[-1][0]:.1f} min" if points else f"none in {peer_minutes:g} min"
         print(f"| {title} | " + " | ".join(reached(points, goal) for goal in goals) + f" | {last} |")
     if final is not None:
