@@ -114,6 +114,7 @@ def predict(
         bool, typer.Option("--save-probabilities", help="Also write probabilities (Zarr).")
     ] = False,
     format: Annotated[str | None, typer.Option(help="Format of the output: nifti, dicom-seg, png, tiff.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; else the pipeline's.")] = None,
     max_ram: Annotated[float | None, typer.Option(help="GB of memory to keep below.")] = None,
     max_vram: Annotated[float | None, typer.Option(help="GB of GPU memory to keep below.")] = None,
     shard: Annotated[
@@ -137,6 +138,7 @@ def predict(
         resume=resume,
         save_probabilities=save_probabilities,
         format=format,
+        precision=precision,
         max_ram=max_ram,
         max_vram=max_vram,
         shard=shard,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, UsageError
 from medseg.inference.memory import parse_bytes
 from medseg.inference.outputs import Job, find_inputs, is_complete, plan_outputs, protect
 from medseg.inference.stages import Work
@@ -73,6 +73,7 @@ def predict(
     resume: bool = False,
     save_probabilities: bool = False,
     format: str | None = None,
+    precision: str | None = None,
     max_ram: float | str | None = None,
     max_vram: float | str | None = None,
     shard: str | None = None,
@@ -92,6 +93,8 @@ def predict(
         resume: skip cases whose outputs are complete and made by this model, options and input.
         save_probabilities: also `<case>.probabilities.zarr`, (K, *shape) float16.
         format: "nifti", "tiff", "png" or "dicom-seg" instead of the format that follows from the input.
+        precision: "fp32", "bf16" or "fp16" (autocast; GPUs only) of the network's passes; None: what the pipeline says.
+            Half precision is faster and no longer exact.
         max_ram, max_vram: keep the process and the GPU below this many GB (2^30 bytes); text such as "512MB" too.
         shard: "K/N", this process' share of the cases; None: from torchrun's or SLURM's variables, when present.
         series: which series of a DICOM folder.
@@ -111,10 +114,10 @@ def predict(
     output = Path(output)
     found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
     jobs = take_shard(plan_outputs(found, output, format), *share)
-    chosen = _device(device)
+    chosen = _device(device, precision)
     if isinstance(model, str | Path | list | tuple):
         model = load_model(model, device=chosen)
-    work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format)
+    work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format, precision)
     missing = [_failed(name, error) for name, error in refused] if share[0] == 0 else []  # told by one shard
     report = progress if callable(progress) else (_print if progress else lambda result: None)
     if plan or certify:
@@ -181,10 +184,12 @@ def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tu
     return results, certificate, lines
 
 
-def _device(name: str) -> Any:
+def _device(name: str, precision: str | None) -> Any:
     from medseg.hardware import choose_hardware
 
-    return choose_hardware(name, "fp32").device
+    if precision == "auto":  # training's word; which labels come out must not depend on the machine
+        raise UsageError("unknown precision", field="precision", expected="fp32, bf16, fp16", found=precision)
+    return choose_hardware(name, precision or "fp32").device
 
 
 def _bytes(value: float | str | None) -> int | None:

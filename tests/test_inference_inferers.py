@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from monai.inferers import sliding_window_inference
 
 from medseg.errors import ResourceError, UsageError
 from medseg.inference import GaussianTileInferer, OverlapTileInferer
+from medseg.inference.convolutions import FastConvolutions
 from medseg.inference.memory import bytes_per_voxel, parse_bytes, peak_activation_bytes
 from medseg.inference.passes import mirror_axes
 from medseg.inference.windows import constant_value, mirror_index, read_window
@@ -104,6 +108,51 @@ def test_mirrored_windows_equal_numpy_pad(name):
     wide = np.pad(image, ((0, 0), (40, 40), (40, 40)), mode="reflect")
     expected = wide[:, start[0] + 40 : start[0] + 40 + size[0], start[1] + 40 : start[1] + 40 + size[1]]
     assert np.array_equal(read_window(torch.from_numpy(image), start, size).numpy(), expected)
+
+
+@pytest.mark.parametrize("inferer", [OverlapTileInferer(tile=24), GaussianTileInferer(16)])
+def test_small_windows_are_convolved_by_onednn(monkeypatch, inferer):
+    # torch's own choice for one window of 16 or 24 voxels a side is the slow kernel, for every convolution here
+    network = small_unet(3, "same", norm="batch").to(memory_format=torch.channels_last_3d)
+    image = torch.randn((1, 1, 40, 17, 20), generator=torch.Generator().manual_seed(5))
+    calls = []
+    fast = torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *args: calls.append(args[1].shape) or fast(*args))
+    result = inferer(image, network)
+    assert {tuple(m.weight.shape) for m in network.modules() if isinstance(m, torch.nn.Conv3d)} == set(
+        map(tuple, calls)
+    )
+    monkeypatch.setattr("medseg.inference.passes.FastConvolutions", contextlib.nullcontext)
+    calls.clear()
+    assert torch.allclose(result, inferer(image, network), atol=1e-5 * float(result.abs().max()))
+    assert not calls
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (3, 1, 2), "stride": (1, 2, 1), "padding": (2, 0, 1)},
+        {"kernel_size": 3, "dilation": 2, "groups": 2, "bias": False},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"},
+        {"kernel_size": 1},
+    ],
+)
+def test_fast_convolutions_equal_those_of_float64(options, layout):
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv3d(4, 6, **options)
+    image = torch.randn(2, 4, 9, 10, 11).contiguous(memory_format=layout)
+    double = copy.deepcopy(convolution).double()
+    with torch.inference_mode(), FastConvolutions():
+        result, exact = convolution(image), double(image.double())
+    assert result.dtype == torch.float32
+    assert exact.dtype == torch.float64
+    assert torch.allclose(result.double(), exact, atol=1e-5)
+    with FastConvolutions():  # gradients are torch's own affair
+        convolution(image).sum().backward()
+    assert convolution.weight.grad is not None
 
 
 def test_mirror_of_one_voxel():

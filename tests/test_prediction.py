@@ -22,6 +22,7 @@ from medseg.config import DatasetSpec
 from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import TEMPORARY
 from medseg.inference.outputs import plan_outputs
+from medseg.networks import UNet
 from medseg.prediction import predict
 
 
@@ -349,6 +350,45 @@ def test_certificate_refuses_the_word(tmp_path):
     result = predict(model, [tmp_path / "a.nii.gz"], tmp_path / "out", plan=True, certify=True, progress=False)
     assert result.certificate["difference"] > 1e-3
     assert not result.certificate["exact"]
+
+
+@pytest.mark.parametrize("inference", ["OverlapTileInferer", "GaussianTileInferer"])
+def test_precision_reaches_the_passes_and_the_certificate(tmp_path, inference):
+    make_volume(tmp_path / "a.nii.gz", (48, 18, 16))
+    torch.manual_seed(0)
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=(4, 8), padding="same", norm="batch").eval()
+    seen = set()
+    network.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    argument = {"tile": 32} if inference == "OverlapTileInferer" else {"roi_size": 16}
+    model = make_model(networks=(network,), inference=Component(inference, argument))
+    labels = {}
+    for precision, kind in ((None, torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        seen.clear()
+        out = tmp_path / str(precision)
+        assert predict(model, tmp_path / "a.nii.gz", out, precision=precision, progress=False).exit_code == 0
+        assert seen == {kind}
+        labels[precision] = np.asanyarray(nibabel.load(out / "a.nii.gz").dataobj)
+        certificate = predict(
+            model, tmp_path / "a.nii.gz", out, precision=precision, plan=True, certify=True, progress=False
+        ).certificate
+        assert certificate["exact"] == (precision != "bf16" and inference == "OverlapTileInferer")
+        assert ("bf16" in certificate["reason"]) == (precision == "bf16")
+        if precision == "bf16":  # eight bits of a mantissa: up to 2^-9 of a value is lost at each rounding
+            assert certificate["difference"] > 1e-4 * certificate["scale"]
+    assert np.array_equal(labels[None], labels["fp32"])
+    assert set(np.unique(labels[None])) == {0, 1, 2}
+    assert (labels["bf16"] == labels[None]).mean() > 0.97
+    # results of another precision are not taken for complete
+    again = predict(model, tmp_path / "a.nii.gz", tmp_path / "None", precision="bf16", resume=True, progress=False)
+    assert [case.status for case in again.cases] == ["done"]
+
+
+@pytest.mark.parametrize(("precision", "word"), [("fp16", "CUDA"), ("auto", "bf16"), ("half", "fp32")])
+def test_precision_that_cannot_be_had(tmp_path, precision, word):
+    make_volume(tmp_path / "a.nii.gz")
+    with pytest.raises(UsageError, match=word):
+        predict(make_model(), tmp_path / "a.nii.gz", tmp_path / "out", device="cpu", precision=precision)
+    assert not (tmp_path / "out").exists()
 
 
 def test_probabilities_are_saved(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from medseg.errors import ResourceError, UsageError
+from medseg.inference.convolutions import FastConvolutions
 
 __all__ = ["Passes", "is_out_of_memory", "mirror_axes", "to_logits", "to_probabilities"]
 
@@ -137,7 +138,9 @@ class Passes:
         cast = (
             torch.autocast(self.device.type, dtype=self.dtype) if self.dtype is not None else contextlib.nullcontext()
         )
-        with torch.inference_mode(), cast:
+        # a compiled network has chosen its kernels
+        kernels = contextlib.nullcontext() if hasattr(network, "_orig_mod") else FastConvolutions()
+        with torch.inference_mode(), cast, kernels:
             output = network(images.contiguous(memory_format=self.layout))
         if isinstance(output, tuple | list):  # deep supervision: the full resolution comes first
             output = output[0]

@@ -15,7 +15,7 @@ import torch
 
 from medseg import files, volumes
 from medseg.cohort import SlabQueue
-from medseg.component import build_component
+from medseg.component import Component, build_component
 from medseg.data import load_image_sample
 from medseg.errors import DataError, MedsegError, ResourceError
 from medseg.files_atomic import temporary_name
@@ -45,6 +45,7 @@ class Work:
         max_ram: int | None,
         max_vram: int | None,
         format: str | None,
+        precision: str | None = None,
     ) -> None:
         # weights in the layout of the windows: a tenth to a fifth faster on a CPU, measured
         self.networks = [_fast_layout(network.to(device).eval()) for network in _networks(model)]
@@ -54,11 +55,13 @@ class Work:
         self.preprocess = [build_component(part, "transform") for part in self.pipeline.preprocess]
         self.postprocess = [build_component(part, "postprocess") for part in self.pipeline.postprocess]
         self.options = {"probabilities": probabilities, "format": format, "series": series}
-        self.identity = _identity(self.networks, self.pipeline, self.threshold)
+        given = {} if precision is None else {"precision": precision}
+        self.inference = Component(self.pipeline.inference.name, {**self.pipeline.inference.arguments, **given})
+        self.identity = _identity(self.networks, self.pipeline, self.inference, self.threshold)
 
     def inferer(self, reserved: int = 0) -> Any:
         """The pipeline's inferer, with what is left of the memory for its windows."""
-        inferer = build_component(self.pipeline.inference, "inferer")
+        inferer = build_component(self.inference, "inferer")
         if self.max_ram is not None:
             left = self.max_ram - resident_bytes() - reserved
             if left <= 0:
@@ -215,7 +218,7 @@ def _networks(model: Any) -> list[Any]:
     return list(several) if several else [model.network]
 
 
-def _identity(networks: Sequence[Any], pipeline: Any, threshold: float | None) -> str:
+def _identity(networks: Sequence[Any], pipeline: Any, inference: Component, threshold: float | None) -> str:
     """Hash of the weights and of all that turns an image into labels."""
     digest = hashlib.sha256()
     for network in networks:
@@ -223,8 +226,8 @@ def _identity(networks: Sequence[Any], pipeline: Any, threshold: float | None) -
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).data)
     parts = [
-        [str(part.to_plain()) if hasattr(part, "to_plain") else repr(part) for part in group]
-        for group in (pipeline.preprocess, (pipeline.network, pipeline.inference), pipeline.postprocess)
+        [repr(part) for part in group]
+        for group in (pipeline.preprocess, (pipeline.network, inference), pipeline.postprocess)
     ]
     digest.update(json.dumps([parts, threshold]).encode())
     return digest.hexdigest()
