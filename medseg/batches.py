@@ -60,7 +60,7 @@ class BatchMaker(Dataset):
     """Makes the batch of an iteration.
 
     Args:
-        stored: id -> stored case, in the order that the run's seed refers to.
+        stored: id -> stored or held case, in the order that the run's seed refers to.
         samples: samples in an epoch.
         reader: where patches are and how large.
         batch: samples of an iteration, over all processes.
@@ -93,6 +93,12 @@ class BatchMaker(Dataset):
     def iterations(self) -> int:
         """Iterations in an epoch; the last one may have fewer samples."""
         return -(-self.samples_per_epoch // self.batch)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether patches are cut in a GPU's memory: by this process then, for workers have no GPU."""
+        image = self.stored[0].arrays["image"]
+        return isinstance(image, torch.Tensor) and image.is_cuda
 
     def samples(self, key: Key) -> list[PlannedSample]:
         """All samples of an iteration, over all processes."""
@@ -131,9 +137,8 @@ class BatchMaker(Dataset):
             except OSError as error:
                 case, fix = self.names[sample.case], "the store may have been removed: continue with --resume"
                 raise DataError(f"cannot read a stored case: {error}", code="E370", case=case, fix=fix) from error
-        tensors = {name: torch.from_numpy(array) for name, array in stack(parts).items()}
         share = len(every[self.rank :: self.world]) / len(every)
-        batch = Batch(key, cases, seeds, tensors, share, tuple(spacings))
+        batch = Batch(key, cases, seeds, stack(parts), share, tuple(spacings))
         return self.finish(batch) if self.augmentation is not None else batch
 
     def finish(self, batch: Batch, augmentation: Augmentation | None = None) -> Batch:

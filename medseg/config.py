@@ -73,6 +73,7 @@ class TrainConfig(Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
     folds: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    keep_on_device: bool | Literal["auto"] = "auto"
     accumulate: int = Field(default=1, gt=0)
     clip: float | None = Field(default=None, gt=0)
     ema: float | None = Field(default=None, gt=0, lt=1)

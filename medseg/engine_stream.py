@@ -29,13 +29,14 @@ class BatchStream:
     Args:
         maker: makes the batches.
         start: (epoch, iteration in the epoch) of the first.
-        workers: processes; 0 makes each batch when it is asked for.
+        workers: processes; 0 makes each batch when it is asked for, as is always done where patches are cut on a GPU.
         pin: page-locked memory, for a CUDA device.
 
     `waited` is the time in seconds for which `next` had to wait so far.
     """
 
     def __init__(self, maker: BatchMaker, start: Key = (0, 0), *, workers: int = 0, pin: bool = False) -> None:
+        workers = 0 if maker.on_gpu else workers
         self.maker, self.workers, self.waited = maker, workers, 0.0
         self._pending: deque[Key] = deque()
         self._keys = _keys(start, maker.iterations)

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-__all__ = ["Draw", "PatchReader", "derive_seed", "stack"]
+__all__ = ["ARRAYS", "Draw", "PatchReader", "derive_seed", "stack"]
+
+ARRAYS = ("image", "label", "weight", "fov")  # what of a case goes into patches
+_FILLED = {"weight": torch.float32, "fov": torch.uint8}  # where only some cases have them
 
 
 def derive_seed(*numbers: int) -> int:
@@ -83,19 +87,18 @@ class PatchReader:
                 start.append(low + min(int(draw.place[axis] * (high - low + 1)), high - low))
         return tuple(start)
 
-    def read(self, stored: Any, start: Sequence[int]) -> dict[str, np.ndarray]:
-        """image, label, and weight and fov where the case has them, each (C, *patch)."""
+    def read(self, stored: Any, start: Sequence[int]) -> dict[str, torch.Tensor]:
+        """image, label, and weight and fov where the case has them, each (C, *patch), where the case's arrays are."""
         size = self._on(stored.shape, self.patch, 1)
         found = {}
-        for name in ("image", "label", "weight", "fov"):
+        for name in ARRAYS:
             if name not in stored.arrays:
                 continue
             if name == "image" and self.slices and len(size) > len(self.patch):
                 wider = (*start[:-1], start[-1] - self.slices), (*size[:-1], 2 * self.slices + 1)
-                array = np.moveaxis(stored.read(name, *wider), -1, 1)
-                found[name] = np.ascontiguousarray(array).reshape(-1, *self.patch)
+                found[name] = torch.as_tensor(stored.read(name, *wider)).movedim(-1, 1).reshape(-1, *self.patch)
             else:
-                array = stored.read(name, start, size)
+                array = torch.as_tensor(stored.read(name, start, size))
                 found[name] = array[..., 0] if len(size) > len(self.patch) else array
         return found
 
@@ -108,9 +111,9 @@ class PatchReader:
         return values + (fill,) * (len(shape) - len(values))
 
 
-def stack(samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stack(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Patches as one batch, (B, C, *patch) per name; a weight or field of view that only some have is 1 elsewhere."""
-    names = [name for name in ("image", "label", "weight", "fov") if any(name in sample for sample in samples)]
+    names = [name for name in ARRAYS if any(name in sample for sample in samples)]
     batch = {}
     for name in names:
         parts = []
@@ -118,7 +121,6 @@ def stack(samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
             if name in sample:
                 parts.append(sample[name])
             else:
-                like = sample["image"][:1]
-                parts.append(np.ones(like.shape, np.float32 if name == "weight" else np.uint8))
-        batch[name] = np.stack(parts)
+                parts.append(torch.ones_like(sample["image"][:1], dtype=_FILLED[name]))
+        batch[name] = torch.stack(parts)
     return batch

@@ -23,7 +23,7 @@ __all__ = ["Plan", "plan_new", "plan_resume"]
 # what may differ when a run is continued: how long and how often, never what is computed
 CHANGEABLE = frozenset(
     {"epochs", "iterations", "minutes", "patience", "workers", "validate_every", "validation_cases", "keep_every",
-     "save_minutes"}
+     "save_minutes", "keep_on_device"}
 )  # fmt: skip
 
 

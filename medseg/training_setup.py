@@ -20,6 +20,7 @@ from medseg.data import Case, check_leaks, find_cases, make_split
 from medseg.distributed import Group, wrap_network
 from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin, recompute_activations
 from medseg.engine_compile import choose_compiled
+from medseg.engine_held import hold_cases
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, fast_layout
 from medseg.patches import PatchReader
@@ -118,8 +119,10 @@ def prepare(
     margin = crop_margin(pipeline.train.patch, check_patch(network, pipeline.train.patch))
     augmentation = Augmentation(pipeline.augment)
     on_device = hardware.device.type == "cuda"
+    held, more = hold_cases(training, pipeline.train.keep_on_device, hardware.device, neighbours=group.neighbours)
+    notices += more
     maker = BatchMaker(
-        training,
+        held,
         _epoch_samples(pipeline, len(training)),
         PatchReader(tuple(pipeline.train.patch), margin, pipeline.train.foreground, pipeline.train.context_slices),
         batch=pipeline.train.batch,
@@ -162,7 +165,8 @@ def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
     notices += more
     step = TrainStep(
         wrapped,
-        build_component(pipeline.loss, "loss", spatial_dims=len(train.patch), **prepared.channels),
+        # a loss has tensors too: the weights of the classes
+        build_component(pipeline.loss, "loss", spatial_dims=len(train.patch), **prepared.channels).to(hardware.device),
         build_optimizer(pipeline, network, hardware.device),
         hardware,
         clip=train.clip,

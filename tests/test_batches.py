@@ -170,7 +170,8 @@ def test_void_and_outside_have_no_weight():
 
 
 def test_a_missing_weight_is_one():
-    with_, without = {"image": np.zeros((1, 2, 2)), "weight": np.full((1, 2, 2), 3.0)}, {"image": np.zeros((1, 2, 2))}
+    image = torch.zeros((1, 2, 2))
+    with_, without = {"image": image, "weight": torch.full((1, 2, 2), 3.0)}, {"image": image}
     assert stack([with_, without])["weight"][:, 0, 0, 0].tolist() == [3.0, 1.0]
 
 

@@ -48,7 +48,8 @@ def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Ten
 
     Raises:
         GeometryError: another shape than the logits'.
-        UsageError: not floating, negative, NaN or infinite.
+        UsageError: not floating; negative, NaN or infinite (on a GPU, where looking would make every step wait, such a
+            weight becomes NaN, and so does the loss).
     """
     if weight is None:
         return None
@@ -65,9 +66,10 @@ def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Ten
             found=_shape(weight),
         )
     weight = weight.float()
+    if weight.device.type != "cpu":
+        return torch.where((weight >= 0) & (weight < math.inf), weight, math.nan)
     if weight.numel():
-        # one pass; a NaN is neither above nor below anything, so both bounds become NaN. On a GPU this waits for the
-        # step.
+        # one pass; a NaN is neither above nor below anything, so both bounds become NaN
         low, high = (float(bound) for bound in torch.stack(torch.aminmax(weight.detach())).tolist())
         if not (low >= 0 and math.isfinite(high)):
             raise UsageError(

@@ -206,8 +206,8 @@ def _coarse(values: torch.Tensor, zoom: float) -> torch.Tensor:
 def _bent(values: torch.Tensor, gamma: float) -> torch.Tensor:
     low, high = torch.aminmax(values)
     deviation, mean = torch.std_mean(values, correction=0)
-    if float(high) <= float(low):
-        return values
-    bent = ((values - low) / (high - low)).pow_(gamma)
+    flat = high <= low  # a constant patch stays as it is; asking whether it is one would make a GPU wait
+    bent = ((values - low) / torch.where(flat, 1.0, high - low)).pow_(gamma)
     new_deviation, new_mean = torch.std_mean(bent, correction=0)
-    return bent.sub_(new_mean).mul_(deviation / new_deviation).add_(mean)
+    factor = torch.where(flat, 0.0, deviation / new_deviation)
+    return bent.sub_(new_mean).mul_(factor).add_(torch.where(flat, low, mean))

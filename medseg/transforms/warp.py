@@ -118,8 +118,9 @@ class _Positions:
         for slot, (coefficients, own) in zip(total, pieces, strict=True):
             slot[(slice(None), *(slice(0, m.shape[1]) for m in own))] = coefficients
         self.bound = _bound(total, matrices)
-        self.lines = total.to(device or "cpu")
-        *first, last = [m.to(self.lines.device) for m in matrices]
+        # a plain copy to a GPU would wait for all that it has still to do
+        self.lines = total.to(device or "cpu", non_blocking=True)
+        *first, last = [m.to(self.lines.device, non_blocking=True) for m in matrices]
         for axis, matrix in enumerate(first):
             self.lines = torch.matmul(self.lines.movedim(2 + axis, -1), matrix.T).movedim(-1, 2 + axis)
         self.lines = self.lines.contiguous()
