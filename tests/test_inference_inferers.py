@@ -368,3 +368,41 @@ def test_activation_bytes_are_those_of_the_largest_moment():
     assert peak_activation_bytes(chain, (1, 1, 32, 32)) == 32 * 32 * 4 * (8 + 1 + 1 + 16 + 1)
     small, large = (bytes_per_voxel(small_unet(3, "same", norm="batch"), 1, (n,) * 3) for n in (32, 96))
     assert small == pytest.approx(large, rel=0.05)
+
+
+def test_fp32_is_not_rounded_to_tf32_and_the_settings_come_back(monkeypatch):
+    """On a GPU cuDNN rounds convolutions' inputs to 11 bits unless told otherwise; the settings are the same on a CPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    seen = []
+
+    def network(windows):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return windows
+
+    try:
+        OverlapTileInferer(tile=8, context=0, divisor=1)(torch.zeros(1, 1, 16, 16), network)
+        after = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {(False, "highest")}
+    assert after == (True, "high")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_gpu_tiled_equals_whole_and_the_cpu(dims, padding):
+    network = small_unet(dims, padding, norm="batch" if padding == "same" else None)
+    image = torch.randn((1, 1, *((121, 90) if dims == 2 else (20, 17, 45))), generator=torch.Generator().manual_seed(2))
+    tile = [2 * c + (16 if dims == 2 else 8) for c in network.context]
+    expected = OverlapTileInferer(mirror=True)(image, network)
+    network, image = network.cuda(), image.cuda()
+    whole = OverlapTileInferer(mirror=True)(image, network)
+    tiled = OverlapTileInferer(tile=tile, mirror=True, batch=3)(image, network)
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((tiled - whole).abs().max()) <= 1e-5 * scale
+    assert float((tiled.cpu() - expected).abs().max()) <= 1e-4 * scale
+    windows = GaussianTileInferer(roi_size=[n // 2 for n in image.shape[2:]])(image, torch.nn.Identity())
+    torch.testing.assert_close(windows, image, rtol=1e-5, atol=1e-5)
