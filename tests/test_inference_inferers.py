@@ -371,7 +371,7 @@ def test_activation_bytes_are_those_of_the_largest_moment():
 
 
 def test_fp32_is_not_rounded_to_tf32_and_the_settings_come_back(monkeypatch):
-    """On a GPU cuDNN rounds convolutions' inputs to 11 bits unless told otherwise; the settings are the same on a CPU."""
+    """On a GPU cuDNN rounds convolutions' inputs to 11 bits unless told otherwise; the setting exists on a CPU too."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
