@@ -14,7 +14,15 @@ import numpy as np
 from medseg.engine_session import Session
 from medseg.errors import ResourceError
 
-__all__ = ["BarOutput", "LineOutput", "MlflowOutput", "TableOutput", "TensorBoardOutput", "format_minutes", "overlay"]
+__all__ = [
+    "BarOutput",
+    "LineOutput",
+    "MlflowOutput",
+    "TableOutput",
+    "TensorBoardOutput",
+    "format_minutes",
+    "overlay",
+]
 
 _FIRST = ("epoch", "iteration", "minutes", "lr", "loss", "score")
 
@@ -73,17 +81,26 @@ class MlflowOutput:
     """
 
     def __init__(self, session: Session) -> None:
-        try:
-            import mlflow
-        except ImportError as error:
-            text, fix = "MLflow is not installed", "pip install 'medseg[mlflow]'"
-            raise ResourceError(text, code="E530", field="--mlflow", fix=fix) from error
-        self.mlflow = mlflow
+        self.mlflow = mlflow = self.find()
         if not mlflow.is_tracking_uri_set():
             mlflow.set_tracking_uri(f"sqlite:///{(session.run.path.parent.parent / 'mlflow.db').resolve()}")
         mlflow.set_experiment(session.pipeline.dataset)
         self.run = mlflow.start_run(run_name=f"{session.run.path.parent.name} {session.run.path.name}")
         mlflow.log_params({"fold": session.split["fold"], **_flat(session.pipeline.to_dict())})
+
+    @staticmethod
+    def find() -> Any:
+        """The module mlflow; also called before anything is prepared.
+
+        Raises:
+            ResourceError: E530, MLflow is not installed.
+        """
+        try:
+            import mlflow
+        except ImportError as error:
+            text, fix = "MLflow is not installed", "pip install 'medseg[mlflow]'"
+            raise ResourceError(text, code="E530", field="--mlflow", fix=fix) from error
+        return mlflow
 
     def iterated(self, session: Session) -> None: ...
 

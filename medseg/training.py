@@ -79,10 +79,12 @@ def train(
         UsageError, ConfigError: E1xx, before any image is opened.
         DataError: cases that are refused, all of them.
         CheckpointError: E360, nothing to resume.
-        ResourceError: disk, memory, device.
+        ResourceError: disk, memory, device; E530, before anything is prepared: MLflow is not installed.
         TrainingError: the loss is no number, or a data worker was lost.
         KeyboardInterrupt, SystemExit(143): SIGINT or SIGTERM came; the run is saved and can be resumed.
     """
+    if mlflow:
+        MlflowOutput.find()
     with processes(device) as group:
         show = _shower(progress and group.writes)
         if resume is not None:
@@ -208,6 +210,9 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
         if number := session.group.any(signals.received):
             raise Stopped(number)
 
+    if session.progress.finished == "patience":
+        done, name = session.progress, session.validator.shown
+        show(f"stopped early: {done.waited} validations without a better {name} than after epoch {done.best_epoch}")
     load_best(session)
     if (chosen := choose_threshold(session, prepared.training, check_stop=check_stop)) is not None:
         show(chosen)

@@ -24,7 +24,7 @@ from medseg import engine_validation, training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
 from medseg.config import to_yaml
 from medseg.data import find_cases, load_sample
-from medseg.errors import CheckpointError, ConfigError, LabelError, TrainingError, UsageError
+from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
 from medseg.handlers_signals import Signals
 from medseg.training import find_learning_rate, train
 from medseg.training_rate import suggest
@@ -272,11 +272,20 @@ def test_accumulation_equals_the_larger_batch(place):
         assert torch.allclose(value, two["network_state"][name], atol=1e-5), name
 
 
-def test_early_stopping_after_patience_validations(place):
-    folder = run(place, tiny_pipeline(epochs=30, patience=2, optimizer={"SGD": {"lr": 1e-9}}))
+def test_early_stopping_after_patience_validations(place, capsys):
+    folder = run(place, tiny_pipeline(epochs=30, patience=2, optimizer={"SGD": {"lr": 1e-9}}), progress=True)
     progress = state_of(folder)["progress"]
     assert progress["finished"] == "patience"
     assert progress["epoch"] == progress["best_epoch"] + 2 < 30
+    told = f"stopped early: 2 validations without a better Dice than after epoch {progress['best_epoch']}\n"
+    assert told in capsys.readouterr().err
+
+
+def test_mlflow_is_looked_for_before_anything_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ResourceError, match="MLflow is not installed"):
+        train(tiny_pipeline(), data=tmp_path / "nowhere", output=tmp_path / "runs", mlflow=True, progress=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_cases(place, tmp_path):
