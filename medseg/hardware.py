@@ -27,6 +27,7 @@ __all__ = [
     "configured",
     "fast_layout",
     "keep_memory",
+    "kept_memory",
     "memory_format",
     "peak_memory",
     "real_cores",
@@ -36,6 +37,7 @@ __all__ = [
 # glibc's numbers for mallopt, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _GLIBC_DEFAULTS = {_M_TRIM_THRESHOLD: 128 * 1024, _M_MMAP_MAX: 65536}
+_KEPT: set[str] = set()  # not empty while freed memory is kept; of the process, as glibc's settings are
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,23 @@ def keep_memory(keep: bool = True) -> bool:
     done = [library.mallopt(ctypes.c_int(number), ctypes.c_int(value)) for number, value in values.items()]
     if not keep:
         library.malloc_trim(ctypes.c_size_t(0))
+    _KEPT.clear()
+    _KEPT.update({"kept"} if keep and all(done) else ())
     return all(done)
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """`keep_memory` for a block; inside of another such block, or of training, nothing changes at its end."""
+    if _KEPT:
+        yield
+        return
+    done = keep_memory()
+    try:
+        yield
+    finally:
+        if done:
+            keep_memory(False)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from medseg.errors import UsageError
 from medseg.inference.blending import WindowPlan
 from medseg.inference.gaussian import GaussianTileInferer
 from medseg.inference.inferers import OverlapTileInferer
+from medseg.inference.keeping import held_bytes
 from medseg.inference.memory import bytes_per_voxel, resident_bytes
 from medseg.inference.streams import TileInferer
 from medseg.inference.tiling import Border, TilePlan
@@ -91,10 +92,9 @@ def estimate(
     half = inferer.precision != "fp32"
     activations = int(bytes_per_voxel(networks[0], channels, plan.window, half=half) * math.prod(plan.window))
     slab = math.prod(n for a, n in enumerate(size) if a != plan.axis)
-    deep = plan.window[plan.axis]
-    held = 0 if isinstance(plan, TilePlan) else 4 * classes * slab * min(deep, size[plan.axis])
+    held = held_bytes(plan, classes)
     if not exact_grid:
-        held += 4 * classes * slab * min(2 * deep, size[plan.axis])
+        held += 4 * classes * slab * min(2 * plan.window[plan.axis], size[plan.axis])
     host = resident_bytes() + held + native_voxels
     on_gpu = passes.device.type == "cuda"
     return Cost(
