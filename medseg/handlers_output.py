@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,14 @@ class MlflowOutput:
         """
         try:
             import mlflow
+
+            if not mlflow.is_tracking_uri_set():  # what a SQLite file takes
+                import_module("sqlalchemy")
+                import_module("alembic")
         except ImportError as error:
-            text, fix = "MLflow is not installed", "pip install 'medseg[mlflow]'"
-            raise ResourceError(text, code="E530", field="--mlflow", fix=fix) from error
+            fix = "pip install 'medseg[mlflow]'"
+            text = "MLflow, or what its SQLite file takes, is not installed"
+            raise ResourceError(text, code="E530", field="--mlflow", found=str(error), fix=fix) from error
         return mlflow
 
     def iterated(self, session: Session) -> None: ...

@@ -103,6 +103,24 @@ def test_without_mlflow_the_extra_is_named(tmp_path, monkeypatch):
     assert "medseg[mlflow]" in caught.value.fix
 
 
+def test_mlflow_keeps_parameters_and_numbers(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = RunFolder.create(tmp_path / "runs", "tiny", fold=1)
+    pipeline = SimpleNamespace(dataset="tiny", to_dict=lambda: {"train": {"batch": 2}, "best": "Dice"})
+    one = session(tmp_path, run=run, pipeline=pipeline, split={"fold": 1})
+    output = MlflowOutput(one)
+    output.finished_epoch(one, one.progress.history[0])
+    output.close(one)
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    kept = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    [found] = kept.search_runs([kept.get_experiment_by_name("tiny").experiment_id])
+    assert found.data.params == {"fold": "1", "train.batch": "2", "best": "Dice"}
+    numbers = {"epoch": 1.0, "iteration": 5.0, "minutes": 0.5, "lr": 0.1, "score": 0.5, "val_Dice_a": 0.5}
+    assert found.data.metrics == numbers
+    mlflow.set_tracking_uri(None)
+
+
 def test_times_are_told_as_people_say_them():
     assert format_minutes(89.4) == "89 min"
     assert format_minutes(90) == "1 h 30 min"
