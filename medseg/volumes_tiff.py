@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,12 +73,21 @@ def has_windows(path: Path) -> bool:
     """Whether windows of a picture can be read without most of it: no palette, and not packed in strips above 64 MB."""
     with _opened(path, None) as (file, pages, _):
         first = pages[0]
-        rows, columns = first.imagelength, first.imagewidth
-        rows = first.tilelength if first.is_tiled else min(int(first.rowsperstrip or rows), rows)
-        columns = first.tilewidth if first.is_tiled else columns
-        segment = rows * columns * int(first.samplesperpixel) * np.dtype(first.dtype).itemsize
-        small = segment <= _SMALL or first.is_memmappable
-        return small and len(pages) == 1 and first.colormap is None and not _hidden_pages(file, pages)
+        segment = math.prod(_segment(first)) * int(first.samplesperpixel) * np.dtype(first.dtype).itemsize
+        return segment <= _SMALL and len(pages) == 1 and first.colormap is None and not _hidden_pages(file, pages)
+
+
+def segment_shape(path: Path) -> tuple[int, int]:
+    """Rows and columns of a picture that are packed together: a tile, a strip, or a row that is stored plainly."""
+    with _opened(path, None) as (_, pages, _):
+        return _segment(pages[0])
+
+
+def _segment(page: Any) -> tuple[int, int]:
+    if page.is_tiled:
+        return int(page.tilelength), int(page.tilewidth)
+    rows, columns = int(page.imagelength), int(page.imagewidth)
+    return (1 if page.is_memmappable else min(int(page.rowsperstrip or rows), rows)), columns
 
 
 def read_tiff_window(path: Path, slices: tuple[slice, ...]) -> np.ndarray:

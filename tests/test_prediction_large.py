@@ -83,7 +83,7 @@ def test_windows_give_what_the_whole_gives(tmp_path, monkeypatch, channels, kind
     real = large.LargePicture.read
     monkeypatch.setattr(large.LargePicture, "read", lambda self, *box: read.append(box) or real(self, *box))
     monkeypatch.setattr(large, "LARGE", 1000)
-    monkeypatch.setattr(large, "_STRIP", 3000)
+    monkeypatch.setattr(large, "_PIECE", 3000)
     monkeypatch.setattr(large, "_PREVIEW", 60)
     monkeypatch.setattr(volumes_write, "_LARGE", 1000)
     monkeypatch.setattr(volumes_write, "_TILE", 64)

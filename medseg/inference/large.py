@@ -18,14 +18,14 @@ from medseg import volumes
 from medseg.component import Component, build_component
 from medseg.errors import DataError, MedsegError
 from medseg.volumes_colour import to_channels
-from medseg.volumes_tiff import has_windows
+from medseg.volumes_tiff import has_windows, segment_shape
 
 __all__ = ["POINTWISE", "LargePicture", "open_large"]
 
 # each voxel of the result depends on that voxel alone, whatever the arguments
 POINTWISE = frozenset({"ScaleIntensityRanged", "ThresholdIntensityd"})
 LARGE = 2**26  # pixels, 8192 x 8192; below, a picture is read whole
-_STRIP = 2**22  # pixels read at once in the pass over the file; as float64 32 MB
+_PIECE = 2**22  # pixels read at once in the pass over the file; as float64 32 MB
 _PREVIEW = 2048  # longest side of the picture under the overlay
 _LABEL_ONLY = frozenset({"BoundaryWeightMapd"})  # nothing to do without a label
 
@@ -51,7 +51,7 @@ class LargePicture:
         self.stride = -(-max(self.native.shape) // _PREVIEW)
         self._steps: list[Any] = []
         # one pass over the file for each normalisation, and one at least: it refuses what a whole read would refuse
-        self.preview = np.concatenate([part[:, :: self.stride, :: self.stride] for _, part in self._strips()], axis=1)
+        self.preview = self._read_preview()
         self.shape = (len(self.preview), *self.native.shape)
         for step in steps:
             if step.name in POINTWISE:
@@ -94,19 +94,34 @@ class LargePicture:
             pixels = np.nan_to_num(pixels, nan=self.spec.nan, posinf=self.spec.nan, neginf=self.spec.nan)
         return pixels
 
-    def _strips(self) -> Iterator[tuple[int, np.ndarray]]:
+    def _read_preview(self) -> np.ndarray:
+        step, preview = self.stride, None
+        for (row, column), part in self._pieces():
+            if preview is None:
+                preview = np.zeros((len(part), *(-(-n // step) for n in self.native.shape)), part.dtype)
+            sample = part[:, -row % step :: step, -column % step :: step]
+            top, left = -(-row // step), -(-column // step)
+            preview[:, top : top + sample.shape[1], left : left + sample.shape[2]] = sample
+        assert preview is not None
+        return preview
+
+    def _pieces(self) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """The picture in boxes (first pixel, pixels) of whole tiles or strips, each unpacked once."""
         rows, columns = self.native.shape
-        # a multiple of the preview's stride, so that its rows are evenly spaced over the strips
-        step = max(1, _STRIP // columns // self.stride) * self.stride
-        for first in range(0, rows, step):
-            yield first, self._pixels((first, 0), (min(step, rows - first), columns))
+        high, wide = segment_shape(self.path)
+        wide *= max(1, min(-(-columns // wide), _PIECE // (high * wide)))
+        high *= max(1, _PIECE // (high * wide)) if wide >= columns else 1
+        for row in range(0, rows, high):
+            for column in range(0, columns, wide):
+                size = (min(high, rows - row), min(wide, columns - column))
+                yield (row, column), self._pixels((row, column), size)
 
     def _normalisation(
         self, subtrahend: Any = None, divisor: Any = None, channel_wise: bool = False, **_: Any
     ) -> _Normalise:
         """Mean and standard deviation of the picture as the steps before leave it, where they are not given."""
         sums = np.zeros((3, self.shape[0]))
-        for _first, part in self._strips():
+        for _first, part in self._pieces():
             values = self._preprocessed(part).double().flatten(1)
             sums += np.stack([np.full(len(values), values.shape[1]), values.sum(1), (values**2).sum(1)])
         count, total, squares = sums if channel_wise else sums.sum(1, keepdims=True)
