@@ -21,6 +21,8 @@ from medseg.component import Component
 from medseg.config import DatasetSpec
 from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import TEMPORARY
+from medseg.inference import OverlapTileInferer
+from medseg.inference.cost import certify
 from medseg.inference.outputs import plan_outputs
 from medseg.networks import UNet
 from medseg.prediction import predict
@@ -350,6 +352,51 @@ def test_certificate_refuses_the_word(tmp_path):
     result = predict(model, [tmp_path / "a.nii.gz"], tmp_path / "out", plan=True, certify=True, progress=False)
     assert result.certificate["difference"] > 1e-3
     assert not result.certificate["exact"]
+
+
+def test_certificate_of_an_image_smaller_than_a_tile(tmp_path):
+    # the smallest tile has 20 voxels a side; mirrored, the image needs several
+    make_volume(tmp_path / "a.nii.gz", (12, 9, 10))
+    torch.manual_seed(0)
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), padding="same", norm="batch").eval()
+    options = {"certify": True, "plan": True, "progress": False}
+    inference = Component("OverlapTileInferer", {})
+    model = make_model(networks=(network,), inference=inference)
+    told = predict(model, tmp_path / "a.nii.gz", tmp_path / "out", **options).certificate
+    assert told["exact"], told
+    # says less context than it has: seams are seen
+    network.__class__ = type("Lying", (UNet,), {"context": property(lambda self: (2, 2, 2))})
+    told = predict(model, tmp_path / "a.nii.gz", tmp_path / "out", **options).certificate
+    assert not told["exact"], told
+    assert told["difference"] > 1e-3
+
+
+def test_certificate_that_does_not_fit_the_memory():
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(4, 8), padding="same", norm="batch").eval()
+    verdict = certify(torch.zeros(1, 90, 80, 70), network, OverlapTileInferer(max_ram="1MB"))
+    assert (verdict.exact, verdict.as_dict()["difference"]) == (False, None)
+    assert "nan" not in verdict.text()
+    assert "memory" in verdict.text()
+
+
+@pytest.mark.parametrize(
+    ("inference", "channels", "tiles"),
+    [
+        (Component("OverlapTileInferer", {}), 1, 12),
+        (Component("GaussianTileInferer", {"roi_size": 32}), 3, 12 * 3 * 3),
+    ],
+)
+def test_plan_and_certificate_of_a_2d_network_on_a_volume(tmp_path, inference, channels, tiles):
+    make_volume(tmp_path / "a.nii.gz", (60, 64, 12))
+    torch.manual_seed(0)
+    network = UNet(2, channels, 2, (4, 8), padding="same", norm="batch").eval()
+    model = make_model(networks=(network,), inference=inference)
+    result = predict(model, tmp_path / "a.nii.gz", tmp_path / "out", plan=True, certify=True, progress=False)
+    assert result.exit_code == 0, result.text()
+    cost = result.cases[0].cost
+    assert (cost["tiles"], cost["passes"], cost["image_size"]) == (tiles, tiles, (60, 64, 12))
+    assert result.certificate["exact"] == (inference.name == "OverlapTileInferer")
+    assert predict(model, tmp_path / "a.nii.gz", tmp_path / "out", progress=False).exit_code == 0
 
 
 @pytest.mark.parametrize("inference", ["OverlapTileInferer", "GaussianTileInferer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from medseg.inference.gaussian import GaussianTileInferer
 from medseg.inference.inferers import OverlapTileInferer
 from medseg.inference.keeping import held_bytes
 from medseg.inference.memory import bytes_per_voxel, resident_bytes
+from medseg.inference.slices import middle_slice
 from medseg.inference.streams import TileInferer
 from medseg.inference.tiling import Border, TilePlan
 from medseg.inference.windows import network_geometry, read_window
@@ -68,7 +70,10 @@ def estimate(
     Args:
         native_voxels: voxels of the result. exact_grid: False when probabilities are interpolated to it.
     """
+    whole_size = tuple(image.shape[1:])
+    image, slices = middle_slice(image, networks[0])
     size, channels = tuple(image.shape[1:]), image.shape[0]
+    last, axis = axis % len(whole_size) == len(whole_size) - 1, axis if slices == 1 else -1
     plan: TilePlan | WindowPlan
     if isinstance(inferer, OverlapTileInferer):
         plan = inferer.plan(size, networks[0], channels=channels, axis=axis, device=device)
@@ -88,21 +93,23 @@ def estimate(
         classes = passes(window).shape[1]
         if passes.device.type == "cuda":
             torch.cuda.synchronize(passes.device)
-        seconds = (time.perf_counter() - begin) * tiles
+        seconds = (time.perf_counter() - begin) * tiles * slices
     half = inferer.precision != "fp32"
     activations = int(bytes_per_voxel(networks[0], channels, plan.window, half=half) * math.prod(plan.window))
     slab = math.prod(n for a, n in enumerate(size) if a != plan.axis)
     held = held_bytes(plan, classes)
-    if not exact_grid:
+    if not exact_grid and slices == 1:
         held += 4 * classes * slab * min(2 * plan.window[plan.axis], size[plan.axis])
+    elif not exact_grid:  # slices come one after the other; where those of the result lie across, all are held
+        held += 4 * classes * math.prod(size) * (2 if last else slices)
     host = resident_bytes() + held + native_voxels
     on_gpu = passes.device.type == "cuda"
     return Cost(
         case,
-        size,
+        whole_size,
         plan.window,
-        tiles,
-        tiles * passes.count,
+        tiles * slices,
+        tiles * slices * passes.count,
         plan.redundancy,
         host + (0 if on_gpu else activations),
         activations if on_gpu else 0,
@@ -120,10 +127,13 @@ class Certificate:
     reason: str
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """With None for what was not compared: JSON has no NaN."""
+        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in asdict(self).items()}
 
     def text(self) -> str:
         word = "exact" if self.exact else "not exact"
+        if math.isnan(self.difference):
+            return f"tiled and whole-image output: {word}; {self.reason}"
         return (
             f"tiled and whole-image output differ by at most {self.difference:.2e} (largest logit {self.scale:.2e}): "
             f"{word}; {self.reason}"
@@ -137,20 +147,34 @@ def certify(
     *,
     device: torch.device | str = "cpu",
 ) -> Certificate:
-    """Compare tiles with one pass over the whole of a sample: the middle of `image`, as large as the memory allows.
+    """Compare tiles with one pass over the whole of a sample: the middle of `image`, large enough for several tiles.
 
     The word "exact" needs an overlap-tile inferer in fp32, a network that is exact under tiling, more than one tile,
     and a difference of at most 1e-5 (of the largest logit, where that is above 1). The whole is always computed in
     fp32, so that with bf16 or fp16 the difference is that of rounding and tiling together.
     """
+    image, _ = middle_slice(image, network)
     dims = image.ndim - 1
     geometry = network_geometry(network, dims)
     if geometry.context is None and not isinstance(inferer, GaussianTileInferer):
         return Certificate(math.nan, math.nan, False, "the network does not state its context")
     context = geometry.context or (0,) * dims
-    # three tiles along the longest axis, the smallest windows: every kind of seam, at little cost
+    # three tiles along each axis that is long enough, the smallest windows: every kind of seam, at little cost
     wanted = [2 * c + 2 * d for c, d in zip(context, geometry.divisor, strict=True)]
-    size = [min(n, w + 4 * d) for n, w, d in zip(image.shape[1:], wanted, geometry.divisor, strict=True)]
+    long = [w + 4 * d for w, d in zip(wanted, geometry.divisor, strict=True)]
+    size = [min(n, extent) for n, extent in zip(image.shape[1:], long, strict=True)]
+    longest = max(range(dims), key=lambda a: size[a])
+    # a smaller image is mirrored until it needs tiles
+    size[longest] = max(size[longest], long[longest]) if all(map(operator.le, size, wanted)) else size[longest]
+    half = inferer.precision != "fp32"
+    legal = wanted if geometry.legal_size is None else geometry.legal_size(tuple(wanted))
+    per_voxel = bytes_per_voxel(network, image.shape[0], legal, half=half)
+    if per_voxel * math.prod(size) > inferer.budget(device):  # seams along one axis alone
+        size = [n if a == longest else min(n, w) for a, (n, w) in enumerate(zip(size, wanted, strict=True))]
+    if per_voxel * math.prod(size) > inferer.budget(device):
+        return Certificate(
+            math.nan, math.nan, False, "a sample of several tiles does not fit the memory, nothing was compared"
+        )
     start = [(n - s) // 2 for n, s in zip(image.shape[1:], size, strict=True)]
     sample = read_window(image, start, size)[None].to(device)
     border: Border = inferer.border if isinstance(inferer, OverlapTileInferer) else "auto"
@@ -169,8 +193,6 @@ def certify(
         return Certificate(difference, scale, False, "the network's outputs depend on the whole window (instance norm)")
     if difference > TOLERANCE * max(1.0, scale):
         return Certificate(difference, scale, False, "the difference is larger than rounding")
-    if all(n <= w for n, w in zip(size, wanted, strict=True)):
-        return Certificate(difference, scale, False, "the image is too small to be tiled, nothing was compared")
     return Certificate(difference, scale, True, f"sample of {'x'.join(map(str, size))} voxels")
 
 

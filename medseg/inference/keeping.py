@@ -33,7 +33,8 @@ def keeps_memory(
         return False
     channels, *size = shape
     dims = getattr(networks[0], "spatial_dims", len(size))
-    sheets = math.prod(size[dims:])  # a 2-D network takes a volume slice by slice
+    sheets = math.prod(size[dims:])  # a 2-D network takes a volume slice by slice, perhaps with its neighbours
+    channels = channels if dims == len(size) else getattr(networks[0], "in_channels", channels)
     size = size[:dims]
     if isinstance(inferer, OverlapTileInferer):
         plan: Any = inferer.plan(size, networks[0], channels=channels, device=device)

@@ -10,7 +10,7 @@ import torch
 from medseg.errors import GeometryError
 from medseg.inference.streams import Block, TileInferer
 
-__all__ = ["SliceBlocks", "neighbours"]
+__all__ = ["SliceBlocks", "middle_slice", "neighbours"]
 
 
 class SliceBlocks:
@@ -32,11 +32,7 @@ class SliceBlocks:
         device: torch.device | str | None = None,
     ) -> Iterator[Block]:
         """See `TileInferer.blocks`. `complete` counts along `axis`; unless that is the last one, only the end does."""
-        depth, channels = image.shape[-1], image.shape[0]
-        wanted = getattr(networks[0], "in_channels", channels)
-        if wanted % channels or not wanted // channels % 2:
-            raise GeometryError("the network takes another number of channels", expected=wanted, found=channels)
-        reach = wanted // channels // 2
+        depth, reach = image.shape[-1], _reach(networks[0], image.shape[0])
         axis %= image.ndim - 1
         for k in range(depth):
             inside = None if mask is None else mask[..., k]
@@ -47,6 +43,26 @@ class SliceBlocks:
                 yield Block((*block.start, k), (*block.stop, k + 1), values, complete)
         if axis == image.ndim - 2:
             yield Block((0, 0, 0), (0, 0, 0), None, depth)
+
+
+def _reach(network: Any, channels: int) -> int:
+    """How many slices on either side the network sees."""
+    wanted = getattr(network, "in_channels", channels)
+    if wanted % channels or not wanted // channels % 2:
+        raise GeometryError("the network takes another number of channels", expected=wanted, found=channels)
+    return wanted // channels // 2
+
+
+def middle_slice(image: torch.Tensor, network: Any) -> tuple[torch.Tensor, int]:
+    """What `network` sees of the middle slice of a volume, when it is a 2-D network, and the number of slices.
+
+    Otherwise the image itself, and 1.
+    """
+    dims = getattr(network, "spatial_dims", image.ndim - 1)
+    if dims != 2 or image.ndim != 4:
+        return image, 1
+    depth = image.shape[-1]
+    return neighbours(image, depth // 2, _reach(network, image.shape[0])), depth
 
 
 def neighbours(image: torch.Tensor, k: int, reach: int) -> torch.Tensor:

@@ -70,7 +70,7 @@ class Work:
             left = self.max_ram - resident_bytes() - reserved
             if left <= 0:
                 raise ResourceError(
-                    "the image alone needs more memory than is allowed",
+                    "the program, the model and the image alone need more memory than is allowed",
                     code="E522",
                     field="max_ram",
                     expected=f"more than {(self.max_ram - left) / 2**30:.1f} GB",
