@@ -117,7 +117,9 @@ def _to_sample(case: str, image: Volume, arrays: dict[str, np.ndarray], notes: S
     from monai.data.meta_tensor import MetaTensor
 
     sample: dict[str, Any] = {}
-    for name, array in {"image": image.array.astype(np.float32, copy=False), **arrays}.items():
+    # at once in the order that torch wants: NIfTI is stored the other way round, and a second copy is 4 bytes a voxel
+    floats = image.array.astype(np.float32, order="C", copy=False)
+    for name, array in {"image": floats, **arrays}.items():
         own = np.require(array, requirements=["C", "W"])  # readers may give views of read-only memory
         affine = torch.as_tensor(np.array(image.geometry.affine))
         sample[name] = MetaTensor(torch.as_tensor(own), affine=affine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from medseg import data, volumes
 from medseg.config import DatasetSpec, load_dataset
 from medseg.data import Case, check_leaks, data_root, find_cases, load_image_sample, load_sample, make_split
 from medseg.errors import DataError, GeometryError, LabelError, MedsegError, UsageError
@@ -687,3 +689,18 @@ def test_real_traps(data_root):
         0.05 < float(sample["label"].float().mean()) < 0.15
     )  # vessels, not their complement: the palette was read rightly
     assert 0.6 < float(sample["fov"].float().mean()) < 0.8
+
+
+def test_the_image_is_converted_in_one_copy(tmp_path):
+    array = np.random.default_rng(0).integers(-1000, 1000, (128, 96, 80)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
+    image = volumes.read_image(tmp_path / "a.nii")
+    assert not image.array.flags.c_contiguous  # NIfTI's first axis runs fastest, torch's last one does
+    tracemalloc.start()
+    try:
+        sample = data._to_sample("a", image, {}, ())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(sample["image"][0].numpy(), array)
+    assert peak < 1.1 * 4 * array.size
