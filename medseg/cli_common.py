@@ -125,13 +125,13 @@ def newest(run: Path) -> Path:
     return newest_run(run)
 
 
-def show_summary(result: Any, metrics: Sequence[str] | None = None) -> None:
+def show_summary(result: Any, metrics: Sequence[str] | None = None, *, title: str = "Scores") -> None:
     """The table of scores that an evaluation ended with; only those of `metrics` when given."""
     columns, rows = result.table()
     score = columns.index("Score")
     if metrics is not None:
         rows = [row for row in rows if str(row[score]).split(" ")[0].split("@")[0] in metrics]
-    table("Scores", columns, rows)
+    table(title, columns, rows)
     cases = result.summary.get("cases", {})
     for name, text in (
         ("missing", "without a prediction, counted as missed"),

@@ -80,9 +80,12 @@ def train(
     else:
         folds = range(_count_folds(plan, data)) if fold == "all" else [_fold_number(fold)]
         runs = [training.train(plan, output=output, fold=k, init=init, **common) for k in folds]
-    reports = [_score_and_report(run) for run in runs] if report and _writes() else []
+    titles = [f"Scores, fold {k}" if fold == "all" else "Scores" for k in range(len(runs))]
+    reports = [_score_and_report(*pair) for pair in zip(runs, titles, strict=True)] if report and _writes() else []
     if fold == "all" and resume is None and report and _writes():
         reports.append(_pool_folds(runs))
+    if not _writes():  # the first process tells
+        return
     for run in runs:
         say(f"run: {run}")
     for page in reports:
@@ -134,11 +137,11 @@ def _writes() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _score_and_report(run: Path) -> Path:
+def _score_and_report(run: Path, title: str) -> Path:
     from medseg import evaluation
     from medseg import report as program
 
-    show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run))
+    show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run), title=title)
     return program.write_report(run)
 
 
@@ -155,5 +158,5 @@ def _pool_folds(runs: list[Path]) -> Path:
     from medseg import report as program
 
     result = evaluation.pool_runs(runs)
-    show_summary(result, _chosen_metrics(runs[0]))
+    show_summary(result, _chosen_metrics(runs[0]), title="Scores, all folds together")
     return program.write_report(result.folder)

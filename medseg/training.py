@@ -92,7 +92,7 @@ def train(
         else:
             plan = plan_new(pipeline, data=data, output=output, fold=fold, overrides=overrides, group=group)
         hardware = choose_hardware(device, plan.pipeline.train.precision, local_rank=group.local_rank)
-        show(f"{plan.pipeline.dataset}: {hardware.describe()}")
+        show(f"{plan.pipeline.dataset}, fold {plan.fold}: {hardware.describe()}")
         # a function of its own, so that nothing of the network is left when the processes part
         return _train_plan(
             plan, hardware, group, show, init=init, cache=cache, progress=progress, profile=profile, mlflow=mlflow
