@@ -188,6 +188,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         curve, run = ours(options.name, options.data, options.minutes, options.device, folder)
+        print("medseg: " + ", ".join(f"{m:.1f} min {s:.3f}" for m, s in curve), flush=True)
         peer_minutes = options.peer_minutes or options.minutes
         peer, final = theirs(
             options.name, options.data, run, folder,
@@ -206,8 +207,7 @@ def main() -> None:
         print(f"| {title} | " + " | ".join(reached(points, goal) for goal in goals) + f" | {last} |")
     if final is not None:
         print(f"\nnnU-Net's own final validation on whole images: Dice {final:.3f}")
-    print("\nmedseg: " + ", ".join(f"{m:.1f} min {s:.3f}" for m, s in curve))
-    print("nnU-Net: " + (", ".join(f"{m:.1f} min {s:.3f}" for m, s in peer) or "no epoch ended"))
+    print("\nnnU-Net: " + (", ".join(f"{m:.1f} min {s:.3f}" for m, s in peer) or "no epoch ended"))
 
 
 if __name__ == "__main__":
