@@ -62,6 +62,7 @@ def our_way(
     precision: str,
     last: bool | None,
     fused: bool,
+    compiled: bool = False,
 ) -> Callable[[], None]:
     network, loss = make(dims, channels, images.device)
     hardware = Hardware(images.device, precision, real_cores(), "")
@@ -69,7 +70,7 @@ def our_way(
     layout = memory_format(dims) if last else layout
     network = network.to(memory_format=layout)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
-    train = TrainStep(network, loss, optimizer, hardware)
+    train = TrainStep(network, loss, optimizer, hardware, forward=torch.compile(network) if compiled else None)
     train._layout = layout
     batch = Batch((0, 0), ("a",) * len(images), (0,) * len(images), {"image": images, "label": label})
     return lambda: train(batch, seed=0) and None
@@ -123,8 +124,13 @@ def main() -> None:
     parser.add_argument(
         "--processor-time", action="store_true", help="one thread, its processor time: for a busy machine"
     )
+    parser.add_argument("--size", type=int, nargs="+", help="of the batch, B C and the patch, instead of those above")
+    parser.add_argument("--channels", type=int, nargs="+", help="of the network, with --size")
+    parser.add_argument("--ends", action="store_true", help="only PyTorch's defaults and all levers together")
     parser.add_argument("--norm", default="batch", choices=["batch", "instance"])
     options = parser.parse_args()
+    if options.size:
+        options.dims = [len(options.size) - 2]
     NORM[:] = [options.norm]
     device = torch.device(options.device)
     torch.set_num_threads(1 if options.processor_time else real_cores())
@@ -134,6 +140,7 @@ def main() -> None:
     print("| network | way | steps/s (median) | factor |\n|---|---|---|---|")
     for dims in options.dims:
         size, channels = (QUICK if options.quick else SMALL if options.small else SIZES)[dims]
+        size, channels = tuple(options.size or size), tuple(options.channels or channels)
         images = torch.rand(size, device=device)
         label = torch.randint(0, 3, size, device=device)
         base = {"precision": "fp32", "last": False, "fused": False}
@@ -149,6 +156,10 @@ def main() -> None:
             "medseg, fp32": (our_way(dims, images, label, channels, **{**every, "precision": "fp32"}), True),
             "medseg": (our_way(dims, images, label, channels, **every), True),
         }
+        if device.type == "cuda":
+            ways["medseg, compiled"] = (our_way(dims, images, label, channels, **every, compiled=True), False)
+        if options.ends:
+            ways = {name: ways[name] for name in (PLAIN, "medseg")}
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, (step, keep) in ways.items():

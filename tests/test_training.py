@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -24,9 +25,11 @@ from medseg import engine_validation, training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
 from medseg.config import to_yaml
 from medseg.data import find_cases, load_sample
+from medseg.engine_budget import Progress
 from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
 from medseg.handlers_signals import Signals
 from medseg.training import find_learning_rate, train
+from medseg.training_plan import Plan
 from medseg.training_rate import suggest
 from medseg.training_threshold import CANDIDATES
 
@@ -199,6 +202,21 @@ def test_a_finished_run_is_not_resumed_but_can_be_extended(reference, place, tmp
     assert rows[2]["lr"] == pytest.approx(0.01 * (1 - 8 / 12) ** 0.9)
     notices = json.loads((copy / "provenance.json").read_text())["notices"]
     assert any("schedule now spans the new budget" in notice for notice in notices)
+
+
+def test_resumed_on_other_processes_threads_or_number_type_it_says_that_it_is_inexact():
+    saved = {"processes": 1, "threads": 4, "precision": "bf16"}
+
+    def told(processes, threads, precision):
+        hardware = SimpleNamespace(threads=threads, precision=precision)
+        session = SimpleNamespace(group=SimpleNamespace(world=processes), hardware=hardware, progress=Progress())
+        here = Path()
+        return Plan(tiny_pipeline(), SimpleNamespace(), here, here, "tiny", state=saved).reopen(session)  # pyright: ignore
+
+    assert told(1, 4, "bf16") == []
+    rest = "the run goes on, but not bit for bit as it would have"
+    assert told(2, 4, "bf16") == [f"processes: 1 before, 2 now: {rest}"]
+    assert told(1, 2, "fp32") == [f"threads: 4 before, 2 now: {rest}", f"precision: bf16 before, fp32 now: {rest}"]
 
 
 def test_nothing_to_resume_is_an_error(place, tmp_path):
