@@ -29,6 +29,7 @@ __all__ = [
     "keep_memory",
     "kept_memory",
     "memory_format",
+    "memory_is_kept",
     "peak_memory",
     "real_cores",
     "supports_bf16",
@@ -170,6 +171,11 @@ def keep_memory(keep: bool = True) -> bool:
     _KEPT.clear()
     _KEPT.update({"kept"} if keep and all(done) else ())
     return all(done)
+
+
+def memory_is_kept() -> bool:
+    """Whether `keep_memory` is in force."""
+    return bool(_KEPT)
 
 
 @contextlib.contextmanager

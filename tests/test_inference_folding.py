@@ -16,6 +16,7 @@ from medseg.component import Component
 from medseg.inference import GaussianTileInferer, OverlapTileInferer, stages
 from medseg.inference.folding import fold_norms
 from medseg.inference.keeping import keeps_memory
+from medseg.inference.slices import SliceBlocks
 from medseg.networks import NETWORKS, UNet
 from medseg.prediction import predict
 
@@ -139,37 +140,70 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("inferer", "shape", "device", "kept"),
+    ("inferer", "size", "device", "kept"),
     [
-        (GaussianTileInferer(32, max_ram="1GB"), (1, 80, 80, 80), "cpu", True),
-        (GaussianTileInferer(32, max_ram="1GB"), (1, 32, 32, 40), "cpu", False),  # two windows
-        (GaussianTileInferer(32, max_ram="4MB"), (1, 80, 80, 80), "cpu", False),  # no room
-        (GaussianTileInferer(32, max_ram="1GB"), (1, 80, 80, 80), "cuda", False),
-        (OverlapTileInferer(max_ram="1GB"), (1, 80, 80, 80), "cpu", False),  # one tile
-        (OverlapTileInferer(tile=24, max_ram="1GB"), (1, 80, 80, 80), "cpu", True),
+        (GaussianTileInferer(32, max_ram="1GB"), (80, 80, 80), "cpu", True),
+        (GaussianTileInferer(32, max_ram="1GB"), (32, 32, 40), "cpu", False),  # two windows
+        (GaussianTileInferer(32, max_ram="4MB"), (80, 80, 80), "cpu", False),  # no room
+        (GaussianTileInferer(32, max_ram="1GB"), (80, 80, 80), "cuda", False),
+        (OverlapTileInferer(max_ram="1GB"), (80, 80, 80), "cpu", False),  # one tile
+        (OverlapTileInferer(tile=24, max_ram="1GB"), (80, 80, 80), "cpu", True),
     ],
 )
-def test_memory_is_kept_where_windows_repeat_and_there_is_room(inferer, shape, device, kept):
-    assert keeps_memory(inferer, [Plain().eval()], shape, device=device) is kept
+def test_memory_is_kept_where_windows_repeat_and_there_is_room(inferer, size, device, kept):
+    network = Plain().eval()
+    assert keeps_memory(inferer, inferer.plan(size, network), [network], 1, device=device) is kept
 
 
-def test_slices_of_a_volume_repeat():
-    network = UNet(spatial_dims=2, channels=(4, 8), padding="same", norm="batch").eval()
-    assert keeps_memory(OverlapTileInferer(max_ram="1GB"), [network], (1, 32, 32, 10))
-    assert not keeps_memory(OverlapTileInferer(max_ram="1GB"), [network], (1, 32, 32))
+def test_a_network_that_cannot_be_measured_runs_all_the_same():
+    def network(windows):
+        if windows.is_meta or windows.shape[-1] < 33:
+            raise ValueError("not this window")
+        return windows
+
+    image = torch.rand(1, 1, 90, 80)
+    assert torch.allclose(GaussianTileInferer(40)(image, network), image, atol=1e-6)
 
 
-def test_memory_is_kept_while_a_case_is_computed_and_not_longer(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(hardware, "keep_memory", lambda keep=True: calls.append(keep) or keep)
-    make_volume(tmp_path / "a.nii.gz", (40, 20, 18))
-    model = make_model(inference=Component("GaussianTileInferer", {"roi_size": 12}))
-    predict(model, tmp_path / "a.nii.gz", tmp_path / "out", progress=False)
+@pytest.fixture
+def calls(monkeypatch):
+    """What was asked of glibc."""
+    asked = []
+
+    def keep_memory(keep=True):
+        asked.append(keep)
+        hardware._KEPT.clear()
+        hardware._KEPT.update({"kept"} if keep else ())
+        return True
+
+    monkeypatch.setattr(hardware, "keep_memory", keep_memory)
+    return asked
+
+
+@pytest.mark.parametrize("inferer", [OverlapTileInferer(max_ram="1GB"), GaussianTileInferer(16, max_ram="1GB")])
+def test_slices_of_a_volume_are_windows_of_one_block(calls, inferer):
+    network = UNet(2, 3, 2, (4, 8), padding="same", norm="batch").eval()
+    list(SliceBlocks(inferer).blocks(torch.rand(1, 24, 24, 6), [network]))
     assert calls == [True, False]
-    monkeypatch.undo()
-    with hardware.kept_memory():  # training's validation predicts, too: what it keeps stays kept
-        before = set(hardware._KEPT)
-        with hardware.kept_memory():
-            pass
-        assert before == hardware._KEPT
-    assert not hardware._KEPT
+    calls.clear()
+    inferer(torch.rand(1, 3, 16, 16), network)  # one window
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "inferer", [Component("GaussianTileInferer", {"roi_size": 12}), Component("OverlapTileInferer", {"tile": 12})]
+)
+def test_memory_is_kept_while_a_case_is_computed_and_not_longer(tmp_path, calls, inferer):
+    make_volume(tmp_path / "a.nii.gz", (40, 20, 18))
+    predict(make_model(inference=inferer), tmp_path / "a.nii.gz", tmp_path / "out", progress=False)
+    assert calls == [True, False]
+
+
+def test_what_training_keeps_stays_kept(calls):
+    network = Plain().eval()
+    with hardware.kept_memory():  # its validation predicts, too
+        GaussianTileInferer(8, max_ram="1GB")(torch.rand(1, 1, 20, 20, 20), network)
+        assert calls == [True]
+        assert hardware.memory_is_kept()
+    assert calls == [True, False]
+    assert not hardware.memory_is_kept()

@@ -16,6 +16,7 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.inference.blending import WindowPlan, plan_windows, shares
+from medseg.inference.keeping import kept_windows
 from medseg.inference.passes import is_out_of_memory, memory_error
 from medseg.inference.streams import Block, TileInferer, passes_at_once
 from medseg.inference.tiling import spread
@@ -61,14 +62,9 @@ class GaussianTileInferer(TileInferer):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(
-            batch=batch,
-            mirror=mirror,
-            precision=precision,
-            max_ram=max_ram,
-            max_vram=max_vram,
-            device=device,
+            batch=batch, mirror=mirror, precision=precision, max_ram=max_ram, max_vram=max_vram, device=device,
             progress=progress,
-        )
+        )  # fmt: skip
         if not sigma > 0:
             raise UsageError("sigma must be positive", field="sigma", found=sigma)
         if accumulate != "auto" and accumulate not in _DTYPES:
@@ -101,11 +97,18 @@ class GaussianTileInferer(TileInferer):
         device: torch.device | str | None = None,
     ) -> Iterator[Block]:
         """See `TileInferer.blocks`; each block is a slab of the whole cross-section."""
-        return self._run(image, networks, axis, mask, device, slabs=True)
+        yield from self._kept(image, networks, axis, mask, device, slabs=True)
 
     def _whole(self, image: torch.Tensor, networks: Sequence[Any], device: torch.device | str) -> Iterator[Block]:
         # the caller wants all logits in one tensor: they are accumulated there, and nothing is moved
-        return self._run(image, networks, 0, None, device, slabs=False)
+        yield from self._kept(image, networks, 0, None, device, slabs=False)
+
+    def _kept(
+        self, image: torch.Tensor, networks: Sequence[Any], axis: int, *others: Any, slabs: bool
+    ) -> Iterator[Block]:
+        plan, device = self.plan(image.shape[1:], networks[0], axis=axis), others[-1] or self.device or image.device
+        with kept_windows(self, plan, networks, image.shape[0], device=device):
+            yield from self._run(image, networks, axis, *others, slabs=slabs)
 
     def _run(
         self,

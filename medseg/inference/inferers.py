@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from medseg.errors import UsageError
+from medseg.inference.keeping import kept_windows
 from medseg.inference.memory import bytes_per_voxel
 from medseg.inference.passes import Passes, is_out_of_memory, memory_error
 from medseg.inference.streams import Block, TileInferer, passes_at_once
@@ -128,9 +129,10 @@ class OverlapTileInferer(TileInferer):
         done = 0  # finished along the slab axis
         while done < size[plan.axis]:
             try:
-                for block in self._row_blocks(image, passes, plan, mask, done):
-                    yield block
-                    done = max(done, block.complete)
+                with kept_windows(self, plan, networks, image.shape[0], device=device):
+                    for block in self._row_blocks(image, passes, plan, mask, done):
+                        yield block
+                        done = max(done, block.complete)
                 return
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

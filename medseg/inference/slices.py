@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from medseg.errors import GeometryError
+from medseg.inference.inferers import OverlapTileInferer
+from medseg.inference.keeping import kept_windows
 from medseg.inference.streams import Block, TileInferer
 
 __all__ = ["SliceBlocks", "middle_slice", "neighbours"]
@@ -34,15 +37,26 @@ class SliceBlocks:
         """See `TileInferer.blocks`. `complete` counts along `axis`; unless that is the last one, only the end does."""
         depth, reach = image.shape[-1], _reach(networks[0], image.shape[0])
         axis %= image.ndim - 1
-        for k in range(depth):
-            inside = None if mask is None else mask[..., k]
-            for block in self.inferer.blocks(neighbours(image, k, reach), networks, mask=inside, device=device):
-                last = block.complete >= image.shape[-2] and k + 1 == depth
-                complete = k if axis == image.ndim - 2 else (image.shape[axis + 1] if last else 0)
-                values = None if block.values is None else block.values[..., None]
-                yield Block((*block.start, k), (*block.stop, k + 1), values, complete)
+        with self._kept(image, networks, reach, device or self.inferer.device or image.device):
+            for k in range(depth):
+                inside = None if mask is None else mask[..., k]
+                for block in self.inferer.blocks(neighbours(image, k, reach), networks, mask=inside, device=device):
+                    last = block.complete >= image.shape[-2] and k + 1 == depth
+                    complete = k if axis == image.ndim - 2 else (image.shape[axis + 1] if last else 0)
+                    values = None if block.values is None else block.values[..., None]
+                    yield Block((*block.start, k), (*block.stop, k + 1), values, complete)
         if axis == image.ndim - 2:
             yield Block((0, 0, 0), (0, 0, 0), None, depth)
+
+    def _kept(
+        self, image: torch.Tensor, networks: Sequence[Any], reach: int, device: torch.device | str
+    ) -> contextlib.AbstractContextManager[None]:
+        if torch.device(device).type != "cpu":
+            return contextlib.nullcontext()
+        channels, *size = neighbours(image, 0, reach).shape
+        known: dict[str, Any] = {"channels": channels} if isinstance(self.inferer, OverlapTileInferer) else {}
+        plan = self.inferer.plan(size, networks[0], **known)
+        return kept_windows(self.inferer, plan, networks, channels, repeats=image.shape[-1])
 
 
 def _reach(network: Any, channels: int) -> int:

@@ -19,10 +19,8 @@ from medseg.component import Component, build_component
 from medseg.data import load_image_sample
 from medseg.errors import DataError, MedsegError, ResourceError
 from medseg.files_atomic import temporary_name
-from medseg.hardware import kept_memory
 from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
-from medseg.inference.keeping import keeps_memory
 from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import resident_bytes
 from medseg.inference.outputs import Job, fingerprint, header_of, probability_file, record
@@ -139,13 +137,10 @@ class Work:
                 sink = stack.enter_context(SlabQueue(writer.write_slab))
             if self.probabilities:
                 probability_sink = stack.enter_context(probability_file(job.probabilities, native.shape))
-            inferer = self.inferer(voxels * np.dtype(kind).itemsize)
-            if keeps_memory(inferer, self.networks, image.shape, device=self.device):
-                stack.enter_context(kept_memory())
             label = predict_case(
                 self.networks,
                 image.as_tensor(),
-                inferer=inferer,
+                inferer=self.inferer(voxels * np.dtype(kind).itemsize),
                 affine_pre=affine,
                 native=native,
                 mask=sample.get("fov"),
