@@ -24,7 +24,7 @@ from medseg.files_atomic import (
     write_text,
 )
 from medseg.files_names import full_suffix, inside, require_file, safe_stem, sha256_file
-from medseg.files_space import lock, require_space, resource_error
+from medseg.files_space import lock, put_aside, require_space, resource_error
 from medseg.files_transfer import download, safe_extract
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "inside",
     "lock",
     "probe_writable",
+    "put_aside",
     "remove_stale",
     "require_file",
     "require_space",

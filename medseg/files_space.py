@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from medseg.errors import ResourceError
 
-__all__ = ["lock", "require_space", "resource_error"]
+__all__ = ["lock", "put_aside", "require_space", "resource_error"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {
@@ -95,3 +97,20 @@ def _free(path: Path) -> int | None:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(folder).free
     return None
+
+
+def put_aside(array: Any) -> bool:
+    """Take the pages of the mapped file that `array` (NumPy) lies in out of this process; its values stay in the file.
+
+    Pages of a mapping count as the process's memory while they are mapped in, whether anyone needs them or not; they
+    come back when they are touched. For shared mappings: changes to a copy-on-write one would be lost. Returns False,
+    and does nothing, for other arrays and where the system has no such call.
+    """
+    base = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if base is None or advice is None:
+        return False
+    base.madvise(advice)
+    return True

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from medseg.errors import UsageError
-from medseg.files import atomic_path, atomic_write, full_suffix
+from medseg.files import atomic_path, atomic_write, full_suffix, put_aside
 from medseg.volumes_geometry import Volume, check_affine, corner_shift
 from medseg.volumes_labels import smallest_type
 
@@ -253,6 +253,7 @@ def _tiles(columns: list[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.nda
             parts = [part[top : top + _TILE] for part in columns[first : last + 1]]
             tile = np.concatenate(parts, axis=-1)[:, left - begin : right - begin]
             yield np.pad(tile, ((0, _TILE - tile.shape[0]), (0, _TILE - tile.shape[1])))
+        put_aside(columns[0])  # all are parts of one label; what is packed is not looked at again
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -297,3 +298,17 @@ def test_the_content_is_synced_before_it_gets_its_name_and_the_folder_after(
     monkeypatch.setattr(os, "replace", replacing)
     files.write_bytes(tmp_path / "a", b"x")
     assert steps == ["file", "rename", "folder"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/statm, and madvise, elsewhere are others")
+def test_pages_of_a_mapped_file_are_put_aside_and_come_back(tmp_path):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    mapped = np.memmap(tmp_path / "a", np.uint8, "w+", shape=(64, 2**20))
+    mapped[:] = np.arange(64, dtype=np.uint8)[:, None]
+    before = resident()
+    assert files.put_aside(np.asarray(mapped)[3:, ::2])
+    assert before - resident() > 60 * 2**20
+    assert (mapped == np.arange(64, dtype=np.uint8)[:, None]).all()
+    assert not files.put_aside(np.zeros(10)[2:])

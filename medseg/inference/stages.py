@@ -134,13 +134,13 @@ class Work:
             sink = probability_sink = None
             if streams:
                 writer = stack.enter_context(volumes.open_label_writer(job.output, like, kind, description=_NAME))
-                sink = stack.enter_context(SlabQueue(writer.write_slab))
+                sink = stack.enter_context(SlabQueue(lambda start, slab: _write(writer, start, slab)))
             if self.probabilities:
                 probability_sink = stack.enter_context(probability_file(job.probabilities, native.shape))
             label = predict_case(
                 self.networks,
                 image.as_tensor(),
-                inferer=self.inferer(voxels * np.dtype(kind).itemsize),
+                inferer=self.inferer(min(voxels, _MAPPED) if kind is np.uint8 else 2 * voxels),
                 affine_pre=affine,
                 native=native,
                 mask=sample.get("fov"),
@@ -178,6 +178,11 @@ class Work:
             outputs.append(job.overlay)
         record(job, self.identity, self.options, outputs, result["state"])
         return {"notes": result["notes"]}
+
+
+def _write(writer: Any, start: int, slab: np.ndarray) -> None:
+    writer.write_slab(start, slab)
+    files.put_aside(slab)  # of a mapped label: what is written is not looked at before the end
 
 
 @contextmanager
