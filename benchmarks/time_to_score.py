@@ -43,8 +43,8 @@ SHORT = """from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrain
 
 
 class nnUNetTrainerShort(nnUNetTrainer):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {}, {}, 5
 """
 
