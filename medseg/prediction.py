@@ -187,7 +187,8 @@ def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tu
 def _device(name: str, precision: str | None) -> Any:
     from medseg.hardware import choose_hardware
 
-    if precision == "auto":  # training's word; which labels come out must not depend on the machine
+    # not training's "auto": which labels come out must not depend on the machine
+    if precision not in (None, "fp32", "bf16", "fp16"):
         raise UsageError("unknown precision", field="precision", expected="fp32, bf16, fp16", found=precision)
     return choose_hardware(name, precision or "fp32").device
 
