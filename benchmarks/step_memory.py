@@ -25,10 +25,10 @@ from medseg.training_memory import step_bytes
 
 # name -> arguments, smaller and larger (B, C, *patch)
 CASES = {
-    "UNet": ({"channels": [16, 32, 64], "padding": "same", "dropout": 0.0}, (1, 1, 48, 48, 48), (1, 1, 48, 96, 96)),
+    "UNet": ({"channels": [16, 32, 64], "padding": "same", "dropout": 0.0}, (1, 1, 64, 64, 64), (1, 1, 64, 128, 128)),
     "AttentionUNet": ({"channels": [16, 32, 64], "dropout": 0.0}, (1, 1, 48, 48, 48), (1, 1, 48, 96, 96)),
-    "ResUNet": ({}, (2, 3, 128, 128), (2, 3, 256, 256)),
-    "FCN": ({"hidden": 256}, (1, 3, 96, 96), (1, 3, 192, 192)),
+    "ResUNet": ({}, (2, 3, 192, 192), (2, 3, 384, 384)),
+    "FCN": ({"hidden": 256}, (2, 3, 160, 160), (2, 3, 320, 320)),
 }
 
 

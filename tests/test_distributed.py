@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -143,8 +144,9 @@ def test_a_process_that_is_gone_is_noticed_at_once():
     assert [process.exitcode for process in started] == [3, -signal.SIGKILL]
 
 
-def launch(place: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+def launch(place: Path, *arguments: str, how: Sequence[str] = ()) -> subprocess.Popen:
+    how = how or ["--nproc-per-node=2", f"--master-port={free_port()}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *how]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEDSEG_DATA": str(place / "data")}
     command += ["-m", "medseg", "train", *arguments, "--device", "cpu", "--cache", str(place / "cache"), "--no-report"]
     return subprocess.Popen(
@@ -189,6 +191,24 @@ def test_two_processes_equal_one(place, tmp_path):
     for path in (one / "validation").glob("*.nii.gz"):
         other = two / "validation" / path.name
         assert np.array_equal(nibabel.load(path).get_fdata(), nibabel.load(other).get_fdata())
+
+
+@pytest.mark.slow
+def test_two_nodes_train_one_run(place, tmp_path):
+    # two launchers that find one another as those of two machines do
+    pipeline = tiny_pipeline(epochs=1, batch=3, network=NETWORK, loss={"DistanceWeightedCELoss": {}})
+    (tmp_path / "tiny.yaml").write_text(to_yaml(pipeline))
+    one = train(pipeline, data=place / "data", output=tmp_path / "one", cache=place / "cache", device="cpu")
+    how = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{free_port()}"]
+    how += ["--rdzv-id=tiny", "--local-addr=localhost"]
+    nodes = [launch(place, str(tmp_path / "tiny.yaml"), "-o", str(tmp_path / "two"), how=how) for _ in range(2)]
+    for node in nodes:
+        _, errors = node.communicate(timeout=400)
+        assert node.returncode == 0, errors
+    [two] = (tmp_path / "two" / "tiny").iterdir()
+    losses = [read_state(folder / "last.pt")["progress"]["history"][0]["loss"] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert read_state(two / "last.pt")["processes"] == 2
 
 
 @pytest.mark.slow

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_pipeline
 from torch import nn
 
+from medseg import engine_session
 from medseg.batches import Batch
 from medseg.config import TrainConfig
 from medseg.engine import (
@@ -22,6 +25,7 @@ from medseg.engine import (
     supervised_loss,
 )
 from medseg.engine_budget import Budget, Progress
+from medseg.engine_session import Session
 from medseg.errors import ConfigError, ResourceError, UsageError
 from medseg.hardware import Hardware, choose_hardware, configured, fast_layout, keep_memory, real_cores
 from medseg.networks import UNet
@@ -198,6 +202,20 @@ def test_budgets_know_their_share():
     assert budget(epochs=2).minutes_left(Progress(iteration=5, minutes=1.0)) == pytest.approx(3.0)
     assert budget(epochs=2).minutes_left(Progress()) is None
     assert [budget(epochs=1).describe(), budget(minutes=2.5).describe()] == ["1 epoch", "2.5 minutes"]
+
+
+def test_a_budget_in_minutes_goes_on_with_the_minutes_that_were_left(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(engine_session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    session: Any = SimpleNamespace(progress=Progress(minutes=3.0), _started=None, _before=0.0)
+    Session.tick(session)
+    assert session.progress.minutes == 3.0  # until training begins the clock stands
+    Session.start_clock(session)
+    now[0] += 120
+    Session.tick(session)
+    Session.tick(session)
+    assert session.progress.minutes == 5.0
+    assert Budget(None, None, 6.0, 10).minutes_left(session.progress) == 1.0
 
 
 def test_a_score_that_is_no_number_is_the_worst():
