@@ -231,8 +231,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     with contextlib.suppress(ImportError):  # the module is missing on Windows
         import resource
 
-        unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
-        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux 1024 of them
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     if device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_allocated(device) / 1e6
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ from medseg.engine import (
 from medseg.engine_budget import Budget, Progress
 from medseg.engine_session import Session
 from medseg.errors import ConfigError, ResourceError, UsageError
-from medseg.hardware import Hardware, choose_hardware, configured, fast_layout, keep_memory, real_cores
+from medseg.hardware import Hardware, choose_hardware, configured, fast_layout, keep_memory, peak_memory, real_cores
 from medseg.networks import UNet
 from medseg.schedules import (
     ConstantLR,
@@ -330,6 +331,14 @@ def test_the_layout_suits_the_network():
     label = torch.ones(2, 1, 8, 8, dtype=torch.long)
     step(Batch((0, 0), ("a", "b"), (1, 2), {"image": images, "label": label}), seed=0)
     assert seen == [True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells its own largest memory there")
+def test_the_largest_memory_is_in_millions_of_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kernel = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    # a kilobyte of 1000 bytes would be 2.4 % less
+    assert peak_memory(torch.device("cpu"))["process"] == pytest.approx(kernel / 1e6, rel=0.01)
 
 
 def test_what_was_configured_is_taken_back():
