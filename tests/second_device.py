@@ -34,9 +34,8 @@ class Second(torch.Tensor):
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor) -> Second:
-        tensor = torch.Tensor._make_wrapper_subclass(
-            cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=DEVICE
-        )
+        where = {"strides": raw.stride(), "storage_offset": raw.storage_offset(), "device": torch.device(DEVICE)}
+        tensor = torch.Tensor._make_wrapper_subclass(cls, raw.size(), dtype=raw.dtype, **where)
         tensor.raw = raw
         return tensor
 
@@ -44,7 +43,7 @@ class Second(torch.Tensor):
         raise TypeError("can't convert second:0 device type tensor to numpy")
 
     __array__ = numpy
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
