@@ -110,6 +110,24 @@ def test_mirrored_windows_equal_numpy_pad(name):
     assert np.array_equal(read_window(torch.from_numpy(image), start, size).numpy(), expected)
 
 
+@pytest.mark.parametrize("size", [(37, 50), (48, 33), (64, 41)])
+def test_gaussian_windows_pool_on_the_grid_of_one_pass(size):
+    class Blocks(torch.nn.Module):
+        """The maximum of each block of 4 x 4: nothing but the grid can differ."""
+
+        divisor = (4, 4)
+
+        def forward(self, images):
+            pooled = torch.nn.functional.max_pool2d(images, 4)
+            return torch.nn.functional.interpolate(pooled, scale_factor=4)
+
+    image = torch.randn((1, 1, *size), generator=torch.Generator().manual_seed(6))
+    rows, columns = (-n % 4 for n in size)
+    padded = np.pad(image.numpy(), ((0, 0), (0, 0), (0, rows), (0, columns)), mode="reflect")
+    expected = Blocks()(torch.from_numpy(padded))[:, :, : size[0], : size[1]]
+    assert torch.allclose(GaussianTileInferer(16)(image, Blocks()), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("inferer", [OverlapTileInferer(tile=24), GaussianTileInferer(16)])
 def test_small_windows_are_convolved_by_onednn(monkeypatch, inferer):
     # torch's own choice for one window of 16 or 24 voxels a side is the slow kernel, for every convolution here

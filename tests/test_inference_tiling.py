@@ -164,6 +164,19 @@ def test_windows_are_evenly_spaced_and_as_few_as_possible(size, roi, overlap):
         assert (count - 1) * max(1.0, extent * (1 - overlap)) < size - extent
 
 
+@given(
+    size=st.integers(1, 200), steps=st.integers(1, 12), divisor=st.sampled_from([2, 4, 8]), overlap=st.floats(0, 0.9)
+)
+def test_windows_stand_on_the_grid_of_one_pass(size, steps, divisor, overlap):
+    plan = plan_windows((size,), (steps * divisor,), overlap, divisor=divisor)
+    starts, extent = plan.starts[0], plan.output[0]
+    assert all(start % divisor == 0 for start in starts)
+    assert starts[0] == 0
+    assert size <= starts[-1] + extent < size + divisor
+    for one, two in itertools.pairwise(starts):  # closer than the overlap asks for, or by the smallest step there is
+        assert 0 < two - one <= max(divisor, extent * (1 - overlap) + 1e-6)
+
+
 def test_windows_refuse_what_does_not_fit():
     with pytest.raises(UsageError, match="strides"):
         plan_windows((64,), (20,), divisor=16)

@@ -110,8 +110,8 @@ def test_whole_prediction_equals_monais_bundle_way_given_its_weights(tmp_path):
     torch.manual_seed(0)
     network = UNet(spatial_dims=3, in_channels=1, out_channels=4, channels=(4, 8), padding="same", norm="batch").eval()
     array = np.random.default_rng(0).normal(size=(60, 60, 18)).astype(np.float32)
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([0.9, 0.9, 3.0, 1.0])), tmp_path / "a.nii.gz")
-    spacing = (1.5, 1.5, 1.5)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([0.9, 0.9, 3.1, 1.0])), tmp_path / "a.nii.gz")
+    spacing = (1.5, 1.5, 1.5)  # 36 voxels each way: two windows that meet the network's grid
     before = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), Spacingd("image", spacing)])
     after = Compose(
         [Invertd("label", before, orig_keys="image", nearest_interp=False), AsDiscreted("label", argmax=True)]

@@ -53,7 +53,7 @@ def plan_windows(
     batch: int = 1,
     axis: int = -1,
 ) -> WindowPlan:
-    """Windows evenly re-spaced: as few as the overlap allows, at equal distances, from edge to edge.
+    """Windows evenly re-spaced: as few as the overlap allows, at equal distances (to the divisor), from edge to edge.
 
     Args:
         image_size: voxels along each axis.
@@ -66,6 +66,8 @@ def plan_windows(
     ((0, 20, 40, 60),)
     >>> plan_windows((90,), (40,), 0.5).starts  # not 0, 20, 40, 50
     ((0, 17, 33, 50),)
+    >>> plan_windows((90,), (40,), 0.5, divisor=4).starts  # the last window ends at 92
+    ((0, 16, 36, 52),)
     """
     size = tuple(int(n) for n in image_size)
     dims = len(size)
@@ -88,14 +90,23 @@ def plan_windows(
     else:
         window, kept = roi, tuple(int(n) for n in output)
         margin = tuple((a - b) // 2 for a, b in zip(window, kept, strict=True))
-    starts = []
-    for n, extent, share in zip(size, kept, shares, strict=True):
-        if extent >= n:
-            starts.append((0,))
-            continue
-        count = math.ceil((n - extent) / max(1.0, extent * (1 - share))) + 1
-        starts.append(tuple(round(i * (n - extent) / (count - 1)) for i in range(count)))
+    starts = [
+        _starts(n, extent, share, step) for n, extent, share, step in zip(size, kept, shares, divisors, strict=True)
+    ]
     return WindowPlan(size, window, kept, margin, tuple(starts), axis % dims, batch)
+
+
+def _starts(length: int, extent: int, share: float, divisor: int) -> tuple[int, ...]:
+    """Multiples of the divisor, so that pooling falls on the grid of one pass over the whole image.
+
+    The last window may then reach beyond the image by less than the divisor, as that pass would.
+    """
+    if extent >= length:
+        return (0,)
+    way = -(-(length - extent) // divisor)  # of the last window, in multiples of the divisor
+    most = extent * (1 - share) / divisor  # between two windows
+    count = math.ceil(way / max(1.0, most if divisor == 1 else math.floor(most + 1e-9))) + 1
+    return tuple(divisor * round(i * way / (count - 1)) for i in range(count))
 
 
 def importance_1d(size: int, sigma_share: float = 0.125) -> torch.Tensor:
