@@ -42,6 +42,9 @@ class Second(torch.Tensor):
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError("can't convert second:0 device type tensor to numpy")
 
+    def tolist(self) -> Any:
+        return self.raw.tolist()
+
     __array__ = numpy
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
