@@ -66,5 +66,5 @@ def _fit(input: torch.Tensor, weight: torch.Tensor, padding: Any) -> bool:
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         # a 1x1 convolution of channels one after the other is a product of matrices, which torch does as such
-        and (math.prod(weight.shape[2:]) > 1 or input.is_contiguous(memory_format=torch.channels_last_3d))
+        and (math.prod(weight.shape[2:]) > 1 or not input.is_contiguous())
     )
