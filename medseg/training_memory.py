@@ -26,9 +26,10 @@ from medseg.inference.passes import is_out_of_memory
 __all__ = ["check_memory", "largest_patch", "memory_error", "step_bytes"]
 
 _HALF = 0.6  # of the bytes in fp32 with autocast: 2 bytes for most activations, casts of input and weights on top
-# measured on U-Nets (fp32, bf16, recomputed activations) the estimate is between 14 % below and 15 % above the growth
-# of resident memory; what has not even this share of it free cannot work
-_SURE = 0.7
+_KEPT = 1.15  # the C library keeps memory in pieces, into which not every tensor fits; measured, see below
+# for all networks (benchmarks/step_memory.py) the estimate is 0.84 to 1.17 of the growth of resident memory in fp32, 0.69
+# to 1.60 in bf16; what has not even this share of it free cannot work
+_SURE = 0.6
 _SCALES = tuple(0.95**k for k in range(1, 91))  # of the patch's sides: down to a hundredth
 
 
@@ -55,7 +56,7 @@ def step_bytes(network: nn.Module, shape: tuple[int, ...], *, half: bool = False
     image = torch.empty(shape, device="meta")
     with LiveBytes() as live, torch.enable_grad():
         torch.func.functional_call(_WholeStep(network), stand_ins, (image,))
-    return int((live.peak + image.nbytes) * WORKSPACE * (_HALF if half else 1.0))
+    return int((live.peak + image.nbytes) * WORKSPACE * _KEPT * (_HALF if half else 1.0))
 
 
 class _WholeStep(nn.Module):
