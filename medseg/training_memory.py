@@ -27,8 +27,8 @@ __all__ = ["check_memory", "largest_patch", "memory_error", "step_bytes"]
 
 _HALF = 0.6  # of the bytes in fp32 with autocast: 2 bytes for most activations, casts of input and weights on top
 _KEPT = 1.15  # the C library keeps memory in pieces, into which not every tensor fits; measured, see below
-# for all networks (benchmarks/step_memory.py) the estimate is 0.84 to 1.17 of the growth of resident memory in fp32, 0.69
-# to 1.60 in bf16; what has not even this share of it free cannot work
+# for all networks (benchmarks/step_memory.py) the estimate is 0.84 to 1.17 of the growth of resident memory in fp32 and
+# 0.69 to 1.60 in bf16; what has not even this share of it free cannot work
 _SURE = 0.6
 _SCALES = tuple(0.95**k for k in range(1, 91))  # of the patch's sides: down to a hundredth
 
