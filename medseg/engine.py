@@ -161,7 +161,7 @@ class TrainStep:
         forward: Callable[..., Any] | None = None,
     ) -> None:
         self.network, self.criterion, self.optimizer, self.hardware = network, criterion, optimizer, hardware
-        self.forward = forward or network
+        self.forward = network if forward is None else forward  # a compiled module has no truth value
         self.clip, self.decay, self.world = clip, ema, world
         self.bare: nn.Module = getattr(network, "module", network)
         self.average = copy.deepcopy(self.bare) if ema is not None else None

@@ -74,6 +74,19 @@ def test_one_step_is_plain_gradient_descent():
     assert torch.allclose(step.bare[0].weight, weight - 0.1 * weight.grad, atol=1e-7)
 
 
+def test_a_compiled_network_is_called_in_its_place():
+    torch._dynamo.reset()
+    network = UNet(2, 1, 2, channels=(4, 8), padding="same", norm=None, dropout=0.0)
+    optimizer, calls = torch.optim.SGD(network.parameters(), lr=0.1), []
+    network.register_forward_pre_hook(lambda *_: calls.append(torch.compiler.is_compiling()))
+    # a compiled module has no truth value: it asks for the length of a network that has none
+    compiled = TrainStep(network, squared, optimizer, CPU, forward=torch.compile(network, backend="eager"))
+    plain = TrainStep(copy.deepcopy(network), squared, torch.optim.SGD(network.parameters(), lr=0.1), CPU)
+    assert torch.allclose(plain(batch(), seed=0, update=False), compiled(batch(), seed=0))
+    assert compiled.forward is not network
+    assert True in calls
+
+
 def test_clipping_bounds_the_gradient():
     step, before = make(clip=0.01), make().bare[0].weight.detach().clone()
     bias = step.bare[0].bias.detach().clone()
