@@ -474,8 +474,10 @@ def test_compiling_on_request_equals_the_plain_network(place):
 
 @pytest.mark.slow
 def test_a_compiled_network_trains_alike(place):
-    plain = state_of(run(place, tiny_pipeline(epochs=1)))["progress"]["history"][0]["loss"]
-    compiled = state_of(run(place, tiny_pipeline(epochs=1, compile=True)))["progress"]["history"][0]["loss"]
+    # without dropout, whose random numbers are others when compiled
+    network = {"UNet": {"channels": [4, 8], "padding": "same", "norm": "batch", "dropout": 0.0}}
+    pipelines = (tiny_pipeline(epochs=1, network=network, compile=wish) for wish in (False, True))
+    plain, compiled = (state_of(run(place, one))["progress"]["history"][0]["loss"] for one in pipelines)
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
