@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -278,3 +279,23 @@ def test_resampling_after_out_of_memory_is_the_same():
     inferer.progress = lambda count, total: (done.append(count), setattr(network, "limit", 5000 if count else 10**9))
     assert np.array_equal(predict_case([network], image, inferer=inferer, **options), expected)
     assert len(done) > 2
+
+
+def test_a_mapped_label_is_put_aside_after_each_piece(tmp_path, monkeypatch):
+    out = np.memmap(tmp_path / "label", np.uint8, "w+", shape=(40, 30, 20))
+    seen = []
+    monkeypatch.setattr("medseg.inference.native.put_aside", lambda array: seen.append(np.shares_memory(array, out)))
+    image = torch.randn((1, 40, 30, 20), generator=torch.Generator().manual_seed(3))
+    for native, pieces in ((np.eye(4), 8), (np.diag([1.0, 1.0, 1.01, 1.0]), 2)):  # put in place; interpolated
+        seen.clear()
+        options = {
+            "affine_pre": np.eye(4),
+            "native": SimpleNamespace(shape=out.shape, affine=native, spacing=(1, 1, 1)),
+        }
+        network = lambda windows: torch.cat([windows, -windows], 1)  # noqa: E731
+        inferer = OverlapTileInferer(tile=20, context=0, divisor=1)
+        labels = predict_case([network], image, inferer=inferer, out=out, **options)
+        assert labels is out
+        assert len(seen) >= pieces
+        assert all(seen)
+        assert 0.3 < out.mean() < 0.7

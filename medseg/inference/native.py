@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from medseg.errors import GeometryError
+from medseg.files import put_aside
 from medseg.inference.passes import to_probabilities
 from medseg.inference.resampling import SlabBuffer, resample_planes
 from medseg.inference.streams import Block
@@ -92,7 +93,7 @@ class NativeLabels:
         threshold: for one class, and for two: foreground where its probability is at least this; None: 0.5 / argmax.
         sink: called with (first plane, planes (..., n)) of the last native axis, in order, as they are finished.
         probabilities: called with (native slices, probabilities (K, *box)) for each finished piece.
-        out: uint8 zeros to put the labels in.
+        out: uint8 zeros to put the labels in; of a mapped file, only what is worked on stays in memory.
 
     `.labels` (*shape), uint8 (int16 for more than 256 classes), is complete after `finish()`. Native voxels outside the
     preprocessed image are background.
@@ -139,6 +140,7 @@ class NativeLabels:
         native, inner, permute, flipped = self.grid.place(block.start, block.stop)
         labels = self._reduce(block.values).cpu().numpy()
         self.labels[native] = np.flip(labels.transpose(permute), flipped)[inner]
+        put_aside(self.labels)
         if self.probabilities is not None:
             values = to_probabilities(block.values, 0).cpu().numpy()
             values = values.transpose(0, *(a + 1 for a in permute))
@@ -188,6 +190,7 @@ class NativeLabels:
                     self.labels[box] = (
                         self._reduce(values, probabilities=True).numpy() if values.ndim > len(box) else values.numpy()
                     )
+                    put_aside(self.labels)
                     if self.probabilities is not None:
                         self.probabilities(box, values.numpy())
             self._next = stop
