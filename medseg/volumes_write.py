@@ -24,6 +24,7 @@ __all__ = ["LabelWriter", "open_label_writer", "write_label", "write_overlay"]
 _LEVEL = 3  # gzip: label maps shrink a hundredfold at any level; higher ones only cost time
 _LARGE = 2**26  # pixels of a picture beyond which its label is written in tiles
 _TILE = 512
+_AT_ONCE = 2**24  # bytes of tiles that tifffile packs at once; by itself it takes 256 MB
 _SAME = 1e-3  # voxels between the header's own affine and the one in use, beyond which the header is rewritten
 
 
@@ -240,7 +241,9 @@ def _tiff_sink(path: Path, like: Volume, dtype: np.dtype, description: str) -> I
                 writer.write(np.concatenate(columns, axis=-1), **options)
             else:  # tiles can be read back in windows, and no second copy of the label is held
                 tiles = _tiles(columns, geometry.shape)
-                writer.write(tiles, shape=geometry.shape, dtype=dtype, tile=(_TILE, _TILE), **options)
+                writer.write(
+                    tiles, shape=geometry.shape, dtype=dtype, tile=(_TILE, _TILE), buffersize=_AT_ONCE, **options
+                )
 
 
 def _tiles(columns: list[np.ndarray], shape: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from test_prediction import make_model
 
 from medseg import volumes_write
 from medseg.component import Component
-from medseg.inference import large
+from medseg.inference import large, stages
 from medseg.networks import UNet
 from medseg.prediction import predict
 
@@ -171,3 +171,9 @@ def test_memory_of_a_large_picture(tmp_path):
     assert more < 3 * rows * columns
     label = tifffile.imread(tmp_path / "out" / "a.tif")
     assert label.shape == (rows, columns)
+
+
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_a_label_is_sampled_in_pieces(step):
+    label = np.random.default_rng(0).integers(0, 9, (1000, 33))
+    assert np.array_equal(stages._sampled(label, step), label[::step, ::step])

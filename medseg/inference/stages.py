@@ -174,7 +174,7 @@ class Work:
         if result["picture"] is not None:
             job.overlay.parent.mkdir(parents=True, exist_ok=True)
             step = result["stride"]  # of large pictures a smaller one is shown
-            volumes.write_overlay(job.overlay, result["picture"], result["label"][::step, ::step])
+            volumes.write_overlay(job.overlay, result["picture"], _sampled(result["label"], step))
             outputs.append(job.overlay)
         record(job, self.identity, self.options, outputs, result["state"])
         return {"notes": result["notes"]}
@@ -183,6 +183,15 @@ class Work:
 def _write(writer: Any, start: int, slab: np.ndarray) -> None:
     writer.write_slab(start, slab)
     files.put_aside(slab)  # of a mapped label: what is written is not looked at before the end
+
+
+def _sampled(label: np.ndarray, step: int) -> np.ndarray:
+    """label[::step, ::step], a few rows at a time: the system maps in much more of a file than is touched."""
+    parts = []
+    for first in range(0, label.shape[0], 64 * step):
+        parts.append(label[first : first + 64 * step : step, ::step].copy())
+        files.put_aside(label)
+    return np.concatenate(parts)
 
 
 @contextmanager
