@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ import numpy as np
 
 from medseg.cache_blocks import BlockArray, mirror_index
 from medseg.errors import DataError
-from medseg.files import fail_point, resource_error
+from medseg.files import fail_point, lock, resource_error
 from medseg.files_atomic import temporary_name
 from medseg.volumes import Geometry
 
@@ -196,6 +197,26 @@ def index_classes(label: np.ndarray | None, ignore: int | None) -> tuple[dict[in
     return places, counts
 
 
+def _put(temporary: Path, folder: Path) -> None:
+    """Give the temporary folder its name. A whole case of that name, which another process may be reading, stays."""
+    try:
+        temporary.rename(folder)  # fails where there is one, unless it is empty
+        return
+    except OSError:
+        if not folder.exists():
+            raise
+    if not StoredCase.exists(folder):
+        # a damaged one is replaced by one process at a time: the next one finds it whole
+        with lock(folder.with_suffix(".lock")):
+            if not StoredCase.exists(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another process, to which nothing was in the way, was quicker
+                    temporary.rename(folder)
+    if not StoredCase.exists(folder):
+        temporary.rename(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_case(folder: Path, case: str, facts: dict[str, Any], block: Sequence[int], ignore: int | None) -> None:
     """Write a preprocessed case (see `cache.preprocess_sample`) as `folder`, which appears whole or not at all.
 
@@ -234,13 +255,7 @@ def write_case(folder: Path, case: str, facts: dict[str, Any], block: Sequence[i
             file.flush()
             os.fsync(file.fileno())
         fail_point("stored case")
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not StoredCase.exists(folder):  # unless another process has stored the same case meanwhile
-                raise
-            shutil.rmtree(temporary)
+        _put(temporary, folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         failure = resource_error(error, folder, temporary=temporary)

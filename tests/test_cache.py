@@ -158,6 +158,29 @@ def test_stopped_at_any_point_there_is_no_half_case(place, name, monkeypatch):
     assert len(store.prepare(cases)) == 3
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_case_that_another_process_stored_meanwhile_stays(place, monkeypatch, damaged):
+    """It may be read already: taking it away, even to put an equal one there, ends that process."""
+    store, cases = store_of(place)
+    folder = store.path(store.key(cases[0]))
+    kept: list[int | None] = []
+
+    def meanwhile(name):
+        if name == "stored case" and not kept:
+            kept.append(None)
+            other, _ = store_of(place)
+            other.prepare(cases[:1], workers=0)
+            if damaged:
+                (folder / "label.npy").unlink()
+            kept[0] = folder.stat().st_ino
+
+    monkeypatch.setattr("medseg.cache_case.fail_point", meanwhile)
+    stored = store.prepare(cases[:1], workers=0)[cases[0].id]
+    assert (folder.stat().st_ino == kept[0]) is not damaged
+    assert stored.read("label").shape[0] == 1
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".medseg-")]
+
+
 def test_a_damaged_case_is_made_again(place):
     store, cases = store_of(place)
     folder = store.prepare(cases)["c1"].folder
