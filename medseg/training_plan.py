@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.checkpoint import CheckpointStore
+from medseg.checkpoint_run import FREE as CHANGEABLE  # how long and how often, never what is computed
 from medseg.config import DatasetSpec, Pipeline, load_dataset, load_pipeline, parse_settings
 from medseg.config_override import apply_overrides
 from medseg.config_yaml import Document
@@ -19,12 +20,6 @@ from medseg.files import probe_writable
 from medseg.run import RunFolder
 
 __all__ = ["Plan", "plan_new", "plan_resume"]
-
-# what may differ when a run is continued: how long and how often, never what is computed
-CHANGEABLE = frozenset(
-    {"epochs", "iterations", "minutes", "patience", "workers", "validate_every", "validation_cases", "keep_every",
-     "save_minutes", "keep_on_device"}
-)  # fmt: skip
 
 
 @dataclass
