@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cache", type=Path)
     options = parser.parse_args()
-    score = load_pipeline(options.name).best
+    score = load_pipeline(options.name).best.removeprefix("Pooled")  # a score of all cases together has no pairs
     print(
         f"| {options.name}, {options.minutes:g} min | seed | cases | {score} U-Net | {score} attention | iterations | ",
         end="",

@@ -441,7 +441,7 @@ def test_every_pipeline_of_medseg_is_sound(path):
     assert f"medseg train {path.stem}" in text.splitlines()[1]
 
 
-@pytest.mark.parametrize("name", ["drive", "cell", "hippocampus", "liver"])
+@pytest.mark.parametrize("name", ["drive", "cell", "hippocampus", "liver", "em", "hela", "liver_slices"])
 def test_attention_siblings_differ_in_the_network_alone_and_are_as_large(name):
     from medseg.networks import build_network
 
