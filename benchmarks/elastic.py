@@ -1,6 +1,6 @@
 """Elastic deformation of image and label against MONAI, TorchIO, batchgeneratorsv2, albumentations: medians.
 
-    python benchmarks/elastic.py [3d] [2d] [gpu] [cpu-seconds]
+    python benchmarks/elastic.py [3d] [2d] [gpu] [host] [cpu-seconds]
 
 `cpu-seconds` counts the processor time of one thread instead of wall-clock time, for a machine that others use too.
 
@@ -8,7 +8,8 @@ Each library deforms an image (linear) and a label (nearest) of the same size, e
 documentation shows. Claims: at 128^3 at least 5x faster than MONAI's Rand3DElasticd, 6x than TorchIO, 2.2x than
 batchgeneratorsv2; at 512^2 at least 4.5x faster than MONAI's Rand2DElasticd, 2.5x than albumentations. The row
 "grid_sample" is what the resampling alone costs with torch's kernel (positions given): the limit for whoever uses it.
-A peer that is not installed is left out. On a GPU: a batch of 8 x 128^3, in milliseconds.
+A peer that is not installed is left out. On a GPU: a batch of 8 x 128^3, in milliseconds. `host` needs no GPU: how long
+one thread draws that batch before the GPU begins, and the bytes that its kernels read and write.
 """
 
 from __future__ import annotations
@@ -132,6 +133,43 @@ def compare(shape: tuple[int, ...]) -> None:
         print(f"| {name} | {run} | {1e3 * value:.1f} ms | {value / seconds['medseg']:.2f}x |", flush=True)
 
 
+def host() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Traffic(TorchDispatchMode):
+        """Counts the operations that are kernels on a GPU (not views), and the bytes of their tensors."""
+
+        bytes = kernels = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            before = {t.untyped_storage()._cdata for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+            results = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.device.type == "meta"]
+            if results and not (func.is_view and results[0].untyped_storage()._cdata in before):
+                sources = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.device.type == "meta"]
+                self.kernels += 1
+                self.bytes += sum(t.numel() * t.element_size() for t in sources + results)
+            return result
+
+    shape = (128, 128, 128)
+    deform = RandElasticDeformationd(rotate=15.0, scale=[0.8, 1.25], flip=True)
+    batch = {
+        "image": torch.empty((8, 1, *shape), device="meta"),
+        "label": torch.empty((8, 1, *shape), device="meta", dtype=torch.uint8),
+    }
+    with Traffic() as traffic:
+        deform.apply_batch(batch, list(range(8)))
+    torch.set_num_threads(1)
+    seconds = []
+    for turn in range(60):
+        begin = time.process_time()
+        deform.draw_batch(shape, [torch.Generator().manual_seed(8 * turn + i) for i in range(8)])
+        seconds.append(time.process_time() - begin)
+    print(f"| 8 x 128^3 | drawn by one thread | {1e3 * statistics.median(seconds):.1f} ms | |")
+    print(f"| 8 x 128^3, image and label | {traffic.kernels} kernels' bytes | {traffic.bytes / 1e9:.2f} GB | |")
+
+
 def gpu() -> None:
     shape = (128, 128, 128)
     batch = {
@@ -168,6 +206,8 @@ def main() -> None:
         compare((128, 128, 128))
     if "2d" in wanted:
         compare((512, 512))
+    if "host" in wanted:
+        host()
     if "gpu" in wanted:
         gpu()
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from medseg.errors import UsageError
 from medseg.transforms import RandElasticDeformationd, elastic_displacement
-from medseg.transforms.elastic_field import draw_field, evaluate, largest_sigma
+from medseg.transforms.elastic_field import draw_field, draw_fields, evaluate, largest_sigma
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -126,6 +126,31 @@ def test_folds_without_its_guard():
 def test_finer_grids_do_not_fold_either(grid):
     for seed in range(20):
         assert smallest_jacobian(elastic_displacement((128, 128), grid=grid, generator=seeded(seed))) > 0
+
+
+def test_fields_drawn_together_are_those_drawn_alone():
+    shape, seeds = (40, 40, 40), range(60)
+    together = draw_fields(shape, [seeded(s) for s in seeds], sigma=30.0)
+    limit = largest_sigma(shape, (3, 3, 3))[0]
+    redrawn = 0
+    for seed, field in zip(seeds, together, strict=True):
+        assert torch.equal(field.coefficients, draw_field(shape, sigma=30.0, generator=seeded(seed)).coefficients)
+        unguarded = draw_field(shape, sigma=limit, generator=seeded(seed), fold_free=False).coefficients
+        redrawn += not torch.equal(field.coefficients, unguarded)
+    assert 0 < redrawn < 30  # 11 in 100 fold at this steepness
+
+
+def test_a_field_that_folds_whatever_is_drawn_is_scaled_down(monkeypatch):
+    monkeypatch.setattr("medseg.transforms.elastic_field._ATTEMPTS", 0)
+    shape, limit, shrunk = (40, 40, 40), largest_sigma((40, 40, 40), (3, 3, 3))[0], 0
+    for field, seed in zip(draw_fields(shape, [seeded(s) for s in range(60)], sigma=30.0), range(60), strict=True):
+        first = draw_field(shape, sigma=limit, generator=seeded(seed), fold_free=False).coefficients
+        ratio = float((field.coefficients / first).mean())
+        steps = np.log(ratio) / np.log(0.9)
+        assert steps == pytest.approx(round(steps), abs=1e-3)
+        assert smallest_jacobian(evaluate(field.coefficients[None], field.matrices)[0]) > 0
+        shrunk += steps > 0.5
+    assert shrunk > 0
 
 
 def test_sigma_is_scaled_down_on_small_patches_and_on_short_axes_alone():

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 
 from medseg.errors import UsageError
+from medseg.transforms.splines import noise_matrix, spline_matrix
 
-__all__ = ["Field", "draw_field", "elastic_displacement", "evaluate", "largest_sigma"]
+__all__ = ["Field", "draw_field", "draw_fields", "elastic_displacement", "evaluate", "largest_sigma"]
 
 # The paper's setting (sigma 10, three points over 128 px) is the steepest that is used: sigma / distance of control
 # points.
@@ -27,8 +26,6 @@ STEEPEST_NOISE = math.sqrt(2) / 5
 _LEAST_JACOBIAN = 0.05  # a field is kept when the Jacobian's determinant is above this at every point checked
 _ATTEMPTS = 20  # redraws before a folding field is scaled down instead
 _CHECKS = 8  # points per control cell and axis at which the Jacobian is checked
-_NOISE_STEP = 1.5  # lattice points per `smooth`: denser noise gives the same law to 1e-9
-_NOISE_REACH = 4.5  # in units of `smooth`: where the Gaussian is cut off
 
 
 @dataclass(frozen=True)
@@ -132,26 +129,46 @@ def draw_field(
         Simard, Steinkraus, Platt: Best practices for convolutional neural networks, ICDAR 2003,
             doi:10.1109/ICDAR.2003.1227801.
     """
+    return draw_fields(
+        shape, [generator], grid=grid, sigma=sigma, spacing=spacing, mode=mode, fold_free=fold_free, smooth=smooth
+    )[0]
+
+
+def draw_fields(
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator | None],
+    *,
+    grid: int | Sequence[int] = 3,
+    sigma: float = 10.0,
+    spacing: Sequence[float] | None = None,
+    mode: str = "bspline",
+    fold_free: bool = True,
+    smooth: float = 16.0,
+) -> list[Field]:
+    """One field for each generator, the same as `draw_field` gives for it: they are looked at for folds together.
+
+    The generators must not be one another: a field that folds is drawn again after the first draws of all.
+    """
     size, points, step = _checked(shape, grid, spacing, sigma, mode, smooth)
     if mode == "noise":
         limit = min(sigma, STEEPEST_NOISE * smooth) if fold_free else sigma
-        matrices = tuple(_noise_matrix(n, smooth / s) for n, s in zip(size, step, strict=True))
-        normal = _normal((len(size), *(m.shape[1] for m in matrices)), generator)
-        return Field(size, normal * _column([limit / s for s in step]), matrices)
-    matrices = tuple(_spline_matrix(n, g, mode)[0] for n, g in zip(size, points, strict=True))
+        matrices = tuple(noise_matrix(n, smooth / s) for n, s in zip(size, step, strict=True))
+        width = _column([limit / s for s in step])
+        lattice = (len(size), *(m.shape[1] for m in matrices))
+        return [Field(size, _normal(lattice, generator) * width, matrices) for generator in generators]
+    matrices = tuple(spline_matrix(n, g, mode)[0] for n, g in zip(size, points, strict=True))
     reach = largest_sigma(size, points)
     sigmas = [min(sigma / s, r) if fold_free else sigma / s for s, r in zip(step, reach, strict=True)]
     scale = _column(sigmas)
-    control = _normal((len(size), *points), generator) * scale
+    controls = [_normal((len(size), *points), generator) * scale for generator in generators]
     if fold_free and any(5 * v > r for v, r in zip(sigmas, reach, strict=True)):
-        for _ in range(_ATTEMPTS):
-            if not _folds(control, size, points, mode):
-                break
-            control = _normal((len(size), *points), generator) * scale
-        else:
-            while _folds(control, size, points, mode):
-                control = control * 0.9
-    return Field(size, control, matrices)
+        folding, attempt = _folding(range(len(controls)), controls, size, mode), 1
+        while folding:
+            for i in folding:
+                draw = attempt <= _ATTEMPTS
+                controls[i] = _normal((len(size), *points), generators[i]) * scale if draw else controls[i] * 0.9
+            folding, attempt = _folding(folding, controls, size, mode), attempt + 1
+    return [Field(size, control, matrices) for control in controls]
 
 
 def largest_sigma(shape: Sequence[int], grid: Sequence[int]) -> list[float]:
@@ -171,8 +188,12 @@ def evaluate(coefficients: torch.Tensor, matrices: Sequence[torch.Tensor]) -> to
     """
     values = coefficients
     for axis, matrix in enumerate(matrices):
-        values = torch.matmul(values.movedim(2 + axis, -1), matrix.T).movedim(-1, 2 + axis)
+        values = _along(values, matrix, axis)
     return values.contiguous()
+
+
+def _along(values: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
+    return torch.matmul(values.movedim(2 + axis, -1), matrix.T).movedim(-1, 2 + axis)
 
 
 def _normal(size: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
@@ -184,68 +205,34 @@ def _column(values: Sequence[float]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).reshape(-1, *[1] * len(values))
 
 
-def _folds(control: torch.Tensor, size: tuple[int, ...], points: tuple[int, ...], mode: str) -> bool:
-    dims = len(size)
+def _folding(which: Sequence[int], controls: Sequence[torch.Tensor], size: tuple[int, ...], mode: str) -> list[int]:
+    """Those of `which` whose field, of control points (D, *points), folds somewhere."""
+    if not which:
+        return []
+    control = torch.stack([controls[i] for i in which])
+    points = control.shape[2:]
     # in units of the control distance, on a fixed lattice: what folds there folds on a patch of any size
-    distance = _column([(n - 1) / (g - 1) for n, g in zip(size, points, strict=True)])
-    lattice = [_spline_matrix((g - 1) * _CHECKS + 1, g, mode) for g in points]
-    field = (control / distance)[None]
-    columns = [
-        evaluate(field, [slope if a == b else value for a, (value, slope) in enumerate(lattice)])[0]
-        for b in range(dims)
-    ]
-    jacobian = torch.stack(columns, dim=1).movedim((0, 1), (-2, -1)) + torch.eye(dims)
-    return bool(_determinant(jacobian).min() < _LEAST_JACOBIAN)
+    plain = control / _column([(n - 1) / (g - 1) for n, g in zip(size, points, strict=True)])
+    slopes: list[torch.Tensor] = []  # d/dx_b of each component, for the axes b so far
+    for axis, g in enumerate(points):
+        value, slope = spline_matrix((g - 1) * _CHECKS + 1, g, mode)
+        slopes = [_along(s, value, axis) for s in slopes] + [_along(plain, slope, axis)]
+        plain = _along(plain, value, axis)
+    rows = [[column[:, a] + float(a == b) for b, column in enumerate(slopes)] for a in range(len(points))]
+    least = _determinant(rows).flatten(1).amin(dim=1)
+    return [i for i, jacobian in zip(which, least.tolist(), strict=True) if jacobian < _LEAST_JACOBIAN]
 
 
-def _determinant(m: torch.Tensor) -> torch.Tensor:
+def _determinant(rows: list[list[torch.Tensor]]) -> torch.Tensor:
     # written out: torch.linalg.det of thousands of 3x3 matrices factorises each of them
-    if m.shape[-1] == 1:
-        return m[..., 0, 0]
-    if m.shape[-1] == 2:
-        return m[..., 0, 0] * m[..., 1, 1] - m[..., 0, 1] * m[..., 1, 0]
-    return (m[..., 0, :] * torch.linalg.cross(m[..., 1, :], m[..., 2, :])).sum(-1)
-
-
-@lru_cache(maxsize=256)
-def _spline_matrix(n: int, points: int, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and slopes (per control distance) of the cardinal functions at `n` voxels: two (n, points) matrices."""
-    at = np.linspace(0.0, points - 1.0, n)
-    if mode == "bspline":
-        from scipy.interpolate import CubicSpline
-
-        # mirrored ends are ends of slope zero
-        spline = CubicSpline(np.arange(points), np.eye(points), bc_type="clamped")
-        values, slopes = spline(at), spline(at, 1)
-    else:
-        values, slopes = np.zeros((n, points)), np.zeros((n, points))
-        base = np.minimum(np.floor(at).astype(int), points - 2)
-        for offset in range(-1, 3):
-            r = at - base - offset
-            columns = np.clip(base + offset, 0, points - 1)
-            np.add.at(values, (np.arange(n), columns), _keys(np.abs(r)))
-            np.add.at(slopes, (np.arange(n), columns), np.sign(r) * _keys_slope(np.abs(r)))
-    return torch.from_numpy(values.astype(np.float32)), torch.from_numpy(slopes.astype(np.float32))
-
-
-def _keys(r: np.ndarray, a: float = -0.75) -> np.ndarray:
-    near = (a + 2) * r**3 - (a + 3) * r**2 + 1
-    return np.where(r <= 1, near, np.where(r < 2, a * (r**3 - 5 * r**2 + 8 * r - 4), 0.0))
-
-
-def _keys_slope(r: np.ndarray, a: float = -0.75) -> np.ndarray:
-    near = 3 * (a + 2) * r**2 - 2 * (a + 3) * r
-    return np.where(r <= 1, near, np.where(r < 2, a * (3 * r**2 - 10 * r + 8), 0.0))
-
-
-@lru_cache(maxsize=64)
-def _noise_matrix(n: int, smooth: float) -> torch.Tensor:
-    step = smooth / _NOISE_STEP
-    margin = _NOISE_REACH * smooth
-    lattice = np.arange(-margin, n - 1 + margin + step, step)
-    values = np.exp(-0.5 * ((np.arange(n)[:, None] - lattice) / smooth) ** 2)
-    values /= np.sqrt((values**2).sum(axis=1, keepdims=True))  # unit variance at every voxel
-    return torch.from_numpy(values.astype(np.float32))
+    if len(rows) == 1:
+        return rows[0][0]
+    minors = [_determinant([row[:b] + row[b + 1 :] for row in rows[1:]]) for b in range(len(rows))]
+    terms = [entry * minor for entry, minor in zip(rows[0], minors, strict=True)]
+    total = terms[0]
+    for b, term in enumerate(terms[1:], start=1):
+        total = total - term if b % 2 else total + term
+    return total
 
 
 def _checked(
