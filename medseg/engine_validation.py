@@ -49,12 +49,21 @@ class Validator:
         spec: the data set's facts.
         stored: id -> stored validation case.
         hardware: device and number type.
+        patients: id -> whose case it is, for scores that put a patient's cases together.
 
     During training only what picks the best weights is measured, and the Dice of each label.
     """
 
-    def __init__(self, pipeline: Pipeline, spec: DatasetSpec, stored: Mapping[str, Any], hardware: Hardware) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        spec: DatasetSpec,
+        stored: Mapping[str, Any],
+        hardware: Hardware,
+        patients: Mapping[str, str] | None = None,
+    ) -> None:
         self.pipeline, self.spec, self.stored, self.hardware = pipeline, spec, dict(stored), hardware
+        self.patients = dict(patients or {})
         self.use(pipeline)
         chosen = [part for part in pipeline.metrics if part.name == pipeline.best]
         self.best = chosen[:1]
@@ -180,6 +189,7 @@ class Validator:
             metrics=self.metrics,
             spacing=self.stored[name].native.spacing,
             case=name,
+            patient=self.patients.get(name, ""),
             unit=self.spec.unit,
             fov=fov,
             ignore=self.spec.ignore,

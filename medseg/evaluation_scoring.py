@@ -157,7 +157,7 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     labels = {0: "background", **reading.labels}
     result = measure_case(
         prediction, arrays.reference, labels=labels, metrics=scoring.metrics, spacing=arrays.geometry.spacing,
-        case=pair.case,
+        case=pair.case, patient=pair.group or "",
         unit=unit, fov=arrays.fov, ignore=reading.ignore, probabilities=probabilities, regions=scoring.regions,
         instances=arrays.instances, skip=scoring.skip or missing,
     )  # fmt: skip

@@ -146,7 +146,7 @@ def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: Ru
         step=step,
         schedule=build_component(pipeline.schedule, "schedule"),
         budget=Budget.of(pipeline.train, prepared.maker.iterations),
-        validator=Validator(pipeline, plan.spec, prepared.validation, prepared.hardware),
+        validator=Validator(pipeline, plan.spec, prepared.validation, prepared.hardware, prepared.patients),
         split=split,
         channels=prepared.channels,
         rates=[float(part["lr"]) for part in step.optimizer.param_groups],

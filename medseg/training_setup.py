@@ -47,6 +47,11 @@ class Prepared:
     device_augmentation: Augmentation | None
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def patients(self) -> dict[str, str]:
+        """Of each case."""
+        return {name: case.group for name, case in self.cases.items()}
+
 
 def choose_split(cases: Sequence[Case], pipeline: Pipeline, fold: int) -> dict[str, Any]:
     """The split of a new run, as in split.json.

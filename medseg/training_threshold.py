@@ -68,7 +68,7 @@ def count_probabilities(
 ) -> ProbabilityCounts:
     """How often each probability (to four digits) was given inside and outside the structure, over all pixels that
     count of these stored cases together."""
-    validator = Validator(session.pipeline, session.spec, cases, session.hardware)
+    validator = Validator(session.pipeline, session.spec, cases, session.hardware, session.validator.patients)
     total = ProbabilityCounts(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
     for name in validator.choose(None):
         check_stop()

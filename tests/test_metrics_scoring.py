@@ -236,6 +236,31 @@ def test_pooled_dice_is_that_of_all_voxels():
         assert value_of(pooled, "PooledAUC", label) == pytest.approx(value_of(together, "AUC", label))
 
 
+def test_dice_of_patients_puts_their_slices_together():
+    """Patient a: slices 2*2/(4+4) and 0/(0+4) together 4/12; patient b: 2*3/(3+5); a case of no known patient: 1."""
+    reference = np.zeros((4, 4), np.uint8)
+    reference[0] = 1
+    half, empty, other, five = (np.zeros_like(reference) for _ in range(4))
+    half[0, :2] = half[3, :2] = 1
+    other[0, :3] = 1
+    five[0] = five[1, 0] = 1
+    given = [(half, reference, "1", "a"), (empty, reference, "2", "a"), (other, five, "3", "b"), (five, five, "", "")]
+    results = [
+        measure_case(p, r, labels={0: "background", 1: "liver"}, metrics=["PatientDice"], case=case, patient=patient)
+        for p, r, case, patient in given
+    ]
+    assert value_of(pool_scores(results, ["PatientDice"]), "PatientDice", "liver") == pytest.approx(
+        (4 / 12 + 6 / 8 + 1) / 3
+    )
+    own = [
+        measure_case(p, r, labels={0: "background", 1: "liver"}, metrics=["PatientDice"], case=c)
+        for p, r, c, _ in given
+    ]
+    assert value_of(pool_scores(own, ["PatientDice"]), "PatientDice", "liver") == pytest.approx(
+        (1 / 2 + 0 + 6 / 8 + 1) / 4
+    )
+
+
 def test_lesions_by_hand():
     """Real lesions of 8, 4 and 2 voxels; the first found at IoU 6/8, the second at 3/6, the third missed, one false."""
     reference = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0]], np.uint8)

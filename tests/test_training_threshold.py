@@ -176,6 +176,32 @@ def test_a_threshold_for_membranes_is_chosen_by_the_labels_it_gives(place):
     assert smooth[CANDIDATES.index(value)] == pytest.approx(smooth.max(), abs=1e-3)
 
 
+def test_slices_of_a_patient_are_scored_together_in_training_and_after(tmp_path):
+    """Two cases of each of four patients; the score from the written labels, with numpy alone."""
+    data = write_cases(tmp_path / "data", 8)
+    for path in sorted(data.glob("*/c*.nii.gz")):
+        number = int(path.name[1])
+        path.rename(path.with_name(f"{'abcd'[number // 2]}_{number}.nii.gz"))
+    entry = ENTRY.split("balls:")[1].rstrip() + "\n  split: {unit: patient, group: '^([a-d])_'}\n"
+    (data / "datasets.yaml").write_text("balls:" + entry)
+    folder = run(tmp_path, folds=2, epochs=3, metrics=["PatientDice", "Dice"], best="PatientDice")
+    sums: dict[str, np.ndarray] = {}
+    for name in json.loads((folder / "split.json").read_text())["validation"]:
+        found = np.asarray(nibabel.load(folder / "validation" / f"{name}.nii.gz").dataobj) == 1
+        truth = np.asarray(nibabel.load(data / "labels" / f"{name}.nii.gz").dataobj) > 0
+        sums[name[0]] = sums.get(name[0], 0) + np.array([2 * (found & truth).sum(), found.sum() + truth.sum()])
+    assert len(sums) == 2
+    expected = np.mean([shared / both for shared, both in sums.values()])
+    assert 0 < expected < 1
+    result = evaluate(folder, data=data, output=tmp_path / "scores", progress=False)
+    assert [row.value for row in result.rows if row.metric == "PatientDice"] == pytest.approx([expected])
+    rows = list(csv.DictReader((folder / "log.csv").open()))
+    epoch = int(load_model(folder).metadata["epoch"])
+    assert float(rows[epoch - 1]["val PatientDice ball"]) == pytest.approx(expected, abs=2e-6)
+    cases = [row.value for row in result.rows if row.metric == "Dice"]
+    assert abs(np.mean(cases) - expected) > 1e-5  # another number than the mean over cases
+
+
 def test_calibration_equals_its_definition(trained, place, tmp_path):
     """Pixel by pixel: ten bins of the probability; those below 0.001 and those outside of the view are left out."""
     result = evaluate(trained, data=place / "data", output=tmp_path / "scores", workers=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -48,6 +50,34 @@ class Terms:
         if self.count:
             return self.total / self.count
         return self.empty[0] if better == "higher" else self.empty[1]
+
+
+@dataclass(frozen=True)
+class ByPatient:
+    """Counts of cases, each with its patient; those of one patient are put together when the score is asked for.
+
+    Attributes:
+        counts: (patient, counts) of each case; a case without a patient ("") is one by itself.
+    """
+
+    counts: tuple[tuple[str, Confusion], ...]
+
+    def __add__(self, other: ByPatient) -> ByPatient:
+        return ByPatient(self.counts + other.counts)
+
+    @property
+    def dice(self) -> float:
+        """Mean over the patients."""
+        patients: dict[str | int, Confusion] = {}
+        for number, (patient, counts) in enumerate(self.counts):
+            key = patient or number
+            patients[key] = patients[key] + counts if key in patients else counts
+        return math.fsum(counts.dice for counts in patients.values()) / len(patients)
+
+    @property
+    def status(self) -> str:
+        """Of all cases together: scored | missed | false_alarm | both_empty."""
+        return functools.reduce(operator.add, (counts for _, counts in self.counts)).status
 
 
 def check_iou(iou: Any, merge: Any = False) -> None:
@@ -119,6 +149,17 @@ def _pooled() -> list[Metric]:
             **more,
         )
 
+    by_patient = Metric(
+        "PatientDice",
+        attrgetter("dice"),
+        "1",
+        "higher",
+        "mean over the patients of the Dice of all voxels of all cases (slices) of a patient together; a case of which "
+        "no patient is known is one by itself",
+        terms=lambda view: ByPatient(((view.patient, view.counts),)),
+        source=_LITS,
+    )
+
     def lesions(name: str, attribute: str, text: str) -> Metric:
         title = f"PooledLesion{name}"
         return Metric(
@@ -150,6 +191,7 @@ def _pooled() -> list[Metric]:
     membranes = "over the reference's cells, after thinning; mean over images at the threshold where it is best"
     return [
         counts("Dice", "2 |A and B| / (|A| + |B|), the global Dice"),
+        by_patient,
         counts("IoU", "|A and B| / |A or B|", "iou"),
         counts("Sensitivity", "TP / (TP + FN)"),
         counts("Specificity", "TN / (TN + FP)"),

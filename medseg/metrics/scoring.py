@@ -69,6 +69,7 @@ def measure_case(
     metrics: Sequence[Any] = ("Dice",),
     spacing: float | Sequence[float] | None = None,
     case: str = "",
+    patient: str = "",
     unit: str = "mm",
     fov: np.ndarray | None = None,
     ignore: int | None = None,
@@ -86,6 +87,7 @@ def measure_case(
         metrics: names, or names with arguments; see `parse_metrics`.
         spacing: size of a voxel on each axis; 1 when None.
         case: id, for the lines.
+        patient: whose case it is, for scores that put a patient's cases together; each case its own when empty.
         unit: of spacing, "mm" or "px".
         fov: (*spatial), voxels where it is 0 are left out (field of view).
         ignore: value of the reference whose voxels are left out (void).
@@ -132,6 +134,7 @@ def measure_case(
         _channels(probabilities, prediction),
         step,
         unit,
+        patient or case,
     )
     skipped = [metric.name for metric, _ in wanted if metric.needs == "probabilities" and probabilities is None]
     if skipped and not skip:

@@ -26,6 +26,7 @@ class RegionView:
         valid: (*spatial) boolean, or None when all voxels count.
         spacing: size of a voxel on each axis.
         unit: of spacing, "mm" or "px".
+        patient: whose it is; "" when that is not known.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class RegionView:
         spacing: tuple[float, ...],
         unit: str,
         probability: np.ndarray | None = None,
+        patient: str = "",
     ) -> None:
+        self.patient = patient
         self.prediction = prediction if valid is None else prediction & valid
         self.reference = reference if valid is None else reference & valid
         self.valid = valid
@@ -125,7 +128,9 @@ class CaseView:
         probabilities: np.ndarray | None,
         spacing: tuple[float, ...],
         unit: str,
+        patient: str = "",
     ) -> None:
+        self.patient = patient
         self._prediction, self._reference, self._valid = prediction, reference, valid
         self._regions, self._instances, self._probabilities = regions, instances, probabilities
         self.spacing, self.unit = spacing, unit
@@ -149,7 +154,7 @@ class CaseView:
             channels = [self._probabilities[label] for label in labels]
             probability = channels[0] if len(channels) == 1 else np.sum(channels, axis=0)
         masks = [_mask(image, labels) for image in (self._prediction, self._reference)]
-        return RegionView(masks[0], masks[1], self._valid, self.spacing, self.unit, probability)
+        return RegionView(masks[0], masks[1], self._valid, self.spacing, self.unit, probability, self.patient)
 
     def volume_share(self, part: str, whole: str) -> tuple[float, float]:
         """Voxels of one region over those of another, in prediction and reference; 0 where the other is empty."""
