@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -115,6 +116,21 @@ def test_redundancy_falls_with_memory_and_ends_at_one():
     ]
     assert found == sorted(found, reverse=True)
     assert found[-1] == 1.0
+
+
+def test_slack_takes_the_smallest_windows_among_nearly_the_cheapest_plans():
+    options = {"context": 24, "divisor": 4, "max_voxels": 4096 * 4096}
+    size = (20_000, 20_000)
+    cheapest, sparse = plan_tiles(size, **options), plan_tiles(size, **options, slack=1.05)
+    assert sparse.redundancy <= 1.05 * cheapest.redundancy
+    assert math.prod(sparse.window) < math.prod(cheapest.window) / 4
+    # half of that window again would cost more than the slack, by arithmetic: (w / (w - 48))^2
+    half = [n / 2 for n in sparse.window]
+    assert math.prod(n / (n - 48) for n in half) > 1.05 * cheapest.redundancy
+    # without a limit the cheapest plan is one window
+    assert len(plan_tiles((8192, 8192), context=24, divisor=4).tiles) == 1
+    assert len(plan_tiles((8192, 8192), context=24, divisor=4, slack=1.05).tiles) > 1
+    assert plan_tiles(size, **options, slack=1.0) == cheapest
 
 
 def test_large_picture_is_planned_at_once():

@@ -15,7 +15,7 @@ from test_prediction import make_model
 
 from medseg import volumes_write
 from medseg.component import Component
-from medseg.inference import large, stages
+from medseg.inference import OverlapTileInferer, large, stages
 from medseg.networks import UNet
 from medseg.prediction import predict
 
@@ -171,6 +171,18 @@ def test_memory_of_a_large_picture(tmp_path):
     assert more < 3 * rows * columns
     label = tifffile.imread(tmp_path / "out" / "a.tif")
     assert label.shape == (rows, columns)
+
+
+def test_slides_get_small_windows_and_other_images_the_cheapest():
+    """(w / (w - 48))^2 computed pixels for one of the image, with 24 pixels of context on a side."""
+    network = UNet(2, 1, 2, (4, 8, 8), padding="same", norm="batch").eval()
+    inferer = OverlapTileInferer(max_ram="3GB")
+    slide, picture = inferer.plan((50_000, 50_000), network), inferer.plan((8000, 8000), network)
+    assert slide.context == (24, 24)
+    assert slide.redundancy < 1.08
+    assert max(slide.window) < 2048
+    assert picture.redundancy < 1.02
+    assert max(picture.window) > 3000
 
 
 @pytest.mark.parametrize("step", [1, 3, 7])

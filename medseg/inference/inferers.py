@@ -10,6 +10,7 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.inference.keeping import kept_windows
+from medseg.inference.large import LARGE
 from medseg.inference.memory import bytes_per_voxel
 from medseg.inference.passes import Passes, is_out_of_memory, memory_error
 from medseg.inference.streams import Block, TileInferer, passes_at_once
@@ -99,8 +100,11 @@ class OverlapTileInferer(TileInferer):
             legal_size=geometry.legal_size,
             border=self.border,
             axis=axis,
+            slack=slack,
             **bound,
         )
+        # a picture as large as that is a slide, mostly empty; windows of one value cost nothing, so small ones are good
+        slack = 1.05 if len(image_size) == 2 and math.prod(image_size) > LARGE else 1.0
         batch = self.batch if isinstance(self.batch, int) else 1
         if tile != "auto":
             return plan(tile=tile, batch=batch)
@@ -108,7 +112,7 @@ class OverlapTileInferer(TileInferer):
         whole = plan(batch=batch)
         probe = _probe_size(whole)
         per_voxel = bytes_per_voxel(network, channels, probe, half=self.precision != "fp32")
-        if math.prod(whole.window) * per_voxel * batch <= budget:
+        if math.prod(whole.window) * per_voxel * batch <= budget and slack == 1:
             return whole
         return plan(max_bytes=budget, bytes_per_voxel=per_voxel, batch=batch)
 

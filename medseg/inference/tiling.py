@@ -140,6 +140,7 @@ def plan_tiles(
     batch: int = 1,
     border: Border = "auto",
     axis: int = -1,
+    slack: float = 1.0,
 ) -> TilePlan:
     """Cut an image into overlap-tiles; without `tile`, the plan with the least computation whose window fits.
 
@@ -158,6 +159,7 @@ def plan_tiles(
             acts at the image's border as it does in one pass over the whole image (padded networks only).
             "auto": "mirror" for unpadded networks, "network" for padded ones.
         axis: the slab axis; tiles are ordered along it first.
+        slack: of plans with at most `slack` times the least computation that with the smallest windows is taken.
 
     Raises:
         UsageError: sizes or options that do not fit together; `tile` too small for the context.
@@ -187,7 +189,7 @@ def plan_tiles(
         fits = int(max_bytes / bytes_per_voxel)
         max_voxels = fits if max_voxels is None else min(fits, max_voxels)
     if tile is None or tile == "auto":
-        window = _cheapest(axes, max_voxels, batch, bytes_per_voxel)
+        window = _cheapest(axes, max_voxels, batch, bytes_per_voxel, slack)
     else:
         window = _given(axes, spread(tile, dims, "tile"))
     pieces = [part.pieces(extent) for part, extent in zip(axes, window, strict=True)]
@@ -259,8 +261,10 @@ def _given(axes: list[_Axis], tile: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(window)
 
 
-def _cheapest(axes: list[_Axis], max_voxels: int | None, batch: int, bytes_per_voxel: float | None) -> tuple[int, ...]:
-    if max_voxels is None:
+def _cheapest(
+    axes: list[_Axis], max_voxels: int | None, batch: int, bytes_per_voxel: float | None, slack: float
+) -> tuple[int, ...]:
+    if max_voxels is None and slack <= 1:
         return tuple(part.window(1) for part in axes)
     choices = []
     for part in axes:
@@ -272,14 +276,12 @@ def _cheapest(axes: list[_Axis], max_voxels: int | None, batch: int, bytes_per_v
             step = 1.0 if len(counts) < _TRIED // 2 else 1.2
         windows = sorted({max(part.window(count), min(part.smallest, part.window(1))) for count in counts})
         choices.append([(window, part.count(window) * window) for window in windows])
-    best: tuple[int, int, tuple[int, ...]] | None = None
+    limit, ranks = math.inf if max_voxels is None else max_voxels, []
     for combination in itertools.product(*choices):
         voxels = math.prod(window for window, _ in combination)
-        if voxels * batch > max_voxels:
-            continue
-        rank = (math.prod(work for _, work in combination), voxels, tuple(window for window, _ in combination))
-        best = rank if best is None or rank < best else best
-    if best is None:
+        if voxels * batch <= limit:
+            ranks.append((math.prod(work for _, work in combination), voxels, tuple(w for w, _ in combination)))
+    if not ranks:
         smallest = math.prod(choice[0][0] for choice in choices) * batch
         per_voxel = bytes_per_voxel or 0
         raise ResourceError(
@@ -287,10 +289,11 @@ def _cheapest(axes: list[_Axis], max_voxels: int | None, batch: int, bytes_per_v
             code="E520",
             field="max_bytes" if per_voxel else "max_voxels",
             expected=f"{smallest * per_voxel / 2**20:.0f} MiB" if per_voxel else f"{smallest} voxels",
-            found=f"{max_voxels * per_voxel / 2**20:.0f} MiB" if per_voxel else f"{max_voxels} voxels",
+            found=f"{limit * per_voxel / 2**20:.0f} MiB" if per_voxel else f"{limit} voxels",
             fix="allow more memory, lower the batch, or use GaussianTileInferer with a small roi_size",
         )
-    return best[2]
+    enough = slack * min(ranks)[0]
+    return min((voxels, work, window) for work, voxels, window in ranks if work <= enough)[2]
 
 
 def _up(value: int, multiple: int) -> int:
