@@ -8,6 +8,7 @@ __all__ = ["GLOSSARY", "normal_name", "plain_words"]
 
 _WORDS = {
     "dice": "Overlap of prediction and reference: twice the shared part over the sum of both. 1 is perfect, 0 none.",
+    "patient dice": "Dice of all slices of a patient taken together, then the mean over the patients. 1 is perfect.",
     "io u": "Overlap, stricter than Dice: the shared part over the part covered by either. 1 is perfect.",
     "jaccard": "Overlap, stricter than Dice: the shared part over the part covered by either. 1 is perfect.",
     "sensitivity": "Share of the true structure that was found. 1 means that nothing was left out.",
