@@ -54,7 +54,8 @@ def _score_line(s: Mapping[str, Any]) -> dict[str, Any]:
     name = f"{s['metric']} ({unit})" if unit else s["metric"]
     if s.get("level") == "pooled":
         cells = [_cell(s["mean"], unit), *[{"text": NEVER, "sort": "", "css": ""}] * 8]
-        return {"label": s["label"], "name": f"{name}, over all cases at once", "cells": cells}
+        whose = "as mean over patients" if s["metric"].startswith("Patient") else "over all cases at once"
+        return {"label": s["label"], "name": f"{name}, {whose}", "cells": cells}
 
     def span(low: str, high: str) -> dict[str, Any]:
         if s.get(low) is None:

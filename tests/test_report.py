@@ -18,7 +18,7 @@ from medseg.report import write_report
 from medseg.report_facts import read_log, run_facts
 from medseg.report_figures import agreement_plot, curve_plot, reliability_plot, strip_plot
 from medseg.report_pictures import draw_planes
-from medseg.report_scores import score_sections
+from medseg.report_scores import _score_line, score_sections
 from medseg.report_svg import Axis, nice_ticks
 from medseg.report_words import plain_words
 from medseg.tables import SCHEMA, ScoreRow, write_cases, write_summary
@@ -340,6 +340,14 @@ def test_facts_and_logs(tmp_path):
 @pytest.mark.parametrize("metric", ["SurfaceDice@2mm", "HD95 (pooled)", "ShareError(tumour/liver)", *METRICS])
 def test_scores_have_plain_words(metric):
     assert plain_words(metric)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"), [("PooledDice", "over all cases at once"), ("PatientDice", "as mean over patients")]
+)
+def test_scores_over_all_cases_say_so(metric, said):
+    line = {"label": "liver", "metric": metric, "unit": "", "level": "pooled", "mean": 0.9, "status": "scored"}
+    assert _score_line(line)["name"] == f"{metric}, {said}"
 
 
 def test_unknown_scores_have_none():
