@@ -146,6 +146,7 @@ def test_large_picture_is_planned_at_once():
         ({"context": (1, 2, 3)}, "axis"),
         ({"divisor": 0}, "divisor"),
         ({"batch": 0}, "batch"),
+        ({"slack": 0.9}, "slack"),
         ({"max_bytes": 10}, "bytes_per_voxel"),
         ({"border": "zero"}, "border"),
     ],

@@ -180,8 +180,8 @@ def plan_tiles(
     contexts, divisors = spread(context, dims, "context"), spread(divisor, dims, "divisor")
     if min(contexts) < 0 or min(divisors) < 1:
         raise UsageError("context must be >= 0 and divisor >= 1", found=f"context {contexts}, divisor {divisors}")
-    if batch < 1:
-        raise UsageError("batch must be at least 1", field="batch", found=batch)
+    if min(batch, slack) < 1:
+        raise UsageError("batch and slack must be at least 1", found=f"batch {batch}, slack {slack}")
     axes, chosen_border = _axes(size, contexts, divisors, output_size, legal_size, border)
     if max_bytes is not None:
         if not bytes_per_voxel or bytes_per_voxel <= 0:
