@@ -26,7 +26,8 @@ def make_pair(roughness: float) -> tuple[np.ndarray, np.ndarray]:
     radius = np.sqrt(sum((np.float32(a) * s / r) ** 2 for a, s, r in zip(axes, SPACING, (88, 82, 66), strict=True)))
     x, y, z = (a * s for a, s in zip(axes, SPACING, strict=True))
     waves = [np.sin(x / 7 + p) * np.sin(y / 9 - p) * np.sin(z / 8 + 2 * p) for p in (0.0, 1.0)]
-    return tuple((radius + roughness / 80 * wave.astype(np.float32)) < 1.17 for wave in waves)  # type: ignore[return-value]
+    first, second = ((radius + roughness / 80 * wave.astype(np.float32)) < 1.17 for wave in waves)
+    return first, second
 
 
 def measure_ours(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:

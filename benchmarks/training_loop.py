@@ -110,8 +110,7 @@ class Ours:
         with configured(self.hardware):
             stream = BatchStream(self.prepared.maker, workers=self.workers, pin=device.type == "cuda")
             try:
-                run = lambda: self.step(self.ready(next(stream)), seed=0)  # noqa: E731
-                return pace(run, clock, seconds, device)
+                return pace(lambda: self.step(self.ready(next(stream)), seed=0), clock, seconds, device)
             finally:
                 stream.close()
 

@@ -81,7 +81,7 @@ def export_onnx(run: str | Path, output: str | Path) -> Path:
         UsageError, CheckpointError: as `export_package`.
     """
     try:
-        import onnxruntime  # noqa: F401
+        import onnxruntime  # noqa: F401  (asked for before anything is written; torch.onnx and the check use them)
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ResourceError(

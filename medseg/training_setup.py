@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def patients(self) -> dict[str, str]:
-        """Of each case."""
+        """Id of a case -> its group, "" where it has none."""
         return {name: case.group for name, case in self.cases.items()}
 
 

@@ -35,7 +35,7 @@ def predict_case(
 def predict_case(
     networks: Sequence[Any], image: torch.Tensor, *, want_probabilities: Literal[True], **options: Any
 ) -> tuple[np.ndarray, np.ndarray]: ...
-def predict_case(  # type: ignore[misc]
+def predict_case(  # type: ignore[misc]  (the overloads write `**options` for the keywords below)
     networks: Sequence[Any],
     image: torch.Tensor,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ class OverlapTileInferer(TileInferer):
                     fix="give context= and divisor=, leave out tile=, or use GaussianTileInferer",
                 )
             tile, context = tuple(image_size), 0
-        plan = lambda **bound: plan_tiles(  # noqa: E731
+        plan = partial(
+            plan_tiles,
             image_size,
             context=context,
             divisor=self.divisor if self.divisor is not None else geometry.divisor,
@@ -100,11 +102,7 @@ class OverlapTileInferer(TileInferer):
             legal_size=geometry.legal_size,
             border=self.border,
             axis=axis,
-            slack=slack,
-            **bound,
         )
-        # a picture as large as that is a slide, mostly empty; windows of one value cost nothing, so small ones are good
-        slack = 1.05 if len(image_size) == 2 and math.prod(image_size) > LARGE else 1.0
         batch = self.batch if isinstance(self.batch, int) else 1
         if tile != "auto":
             return plan(tile=tile, batch=batch)
@@ -112,7 +110,10 @@ class OverlapTileInferer(TileInferer):
         whole = plan(batch=batch)
         probe = _probe_size(whole)
         per_voxel = bytes_per_voxel(network, channels, probe, half=self.precision != "fp32")
-        if math.prod(whole.window) * per_voxel * batch <= budget and slack == 1:
+        if len(image_size) == 2 and math.prod(image_size) > LARGE:
+            # a slide, mostly empty: windows of one value cost nothing, so small ones are good
+            return plan(max_bytes=budget, bytes_per_voxel=per_voxel, batch=batch, slack=1.05)
+        if math.prod(whole.window) * per_voxel * batch <= budget:
             return whole
         return plan(max_bytes=budget, bytes_per_voxel=per_voxel, batch=batch)
 

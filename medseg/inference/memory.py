@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def peak_activation_bytes(network: Any, shape: Sequence[int], *, dtype: torch.dt
     if isinstance(network, torch.nn.Module):
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         stand_ins = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
-        call = lambda image: torch.func.functional_call(network, stand_ins, (image,))  # noqa: E731
+        call = functools.partial(torch.func.functional_call, network, stand_ins)
     else:
         call = network
     image = torch.empty(tuple(shape), dtype=dtype, device="meta")

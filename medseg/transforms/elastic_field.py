@@ -96,6 +96,7 @@ def elastic_displacement(
     (torch.Size([2, 128, 128]), torch.float32)
     """
     count = 1 if batch is None else batch
+    # one after the other, not `draw_fields`: they share a generator
     fields = [
         draw_field(shape, grid=grid, sigma=sigma, spacing=spacing, generator=generator, mode=mode, fold_free=fold_free)
         for _ in range(count)
