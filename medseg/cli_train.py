@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ def train(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")] = Path("runs"),
     pipeline: Annotated[str | None, typer.Option(help="Use this pipeline's choices for the data set NAME.")] = None,
     pipelines: PipelinesOption = None,
-    fold: Annotated[str, typer.Option(help="0, 1, ... or all.")] = "0",
+    fold: Annotated[str, typer.Option(help="0, 1, ... or all; none: train on every case, score none.")] = "0",
     minutes: Annotated[float | None, typer.Option(help="Short for --set train.minutes=...")] = None,
     settings: SetOption = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run exactly where it stopped.")] = None,
@@ -114,11 +115,14 @@ def _pipeline_for(
     return chosen.model_copy(update={"name": name})  # runs of a data set of one's own are found under its name
 
 
-def _fold_number(text: str) -> int:
+def _fold_number(text: str) -> int | None:
+    """The number; None for "none"."""
     from medseg.errors import UsageError
 
+    if text == "none":
+        return None
     if not text.isdecimal():
-        raise UsageError("not a fold", field="--fold", expected="0, 1, ... or all", found=text)
+        raise UsageError("not a fold", field="--fold", expected="0, 1, ..., all or none", found=text)
     return int(text)
 
 
@@ -141,8 +145,14 @@ def _score_and_report(run: Path, title: str) -> Path:
     from medseg import evaluation
     from medseg import report as program
 
-    show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run), title=title)
+    if _held_out(run):
+        show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run), title=title)
     return program.write_report(run)
+
+
+def _held_out(run: Path) -> list[str]:
+    """Ids of the validation cases; none after `--fold none`, also when such a run is continued."""
+    return json.loads((run / "split.json").read_text(encoding="utf-8"))["validation"]
 
 
 def _chosen_metrics(run: Path) -> list[str]:

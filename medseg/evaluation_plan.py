@@ -141,6 +141,12 @@ def _plan_run(
         wanted = json.loads((folder / "split.json").read_text(encoding="utf-8"))["validation"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("the run's split cannot be read", file=folder / "split.json", found=error) from error
+    if not wanted:
+        raise UsageError(
+            "this run kept no case for validation: it was trained on all of them (--fold none)",
+            file=folder,
+            fix="medseg predict on images it has not seen, then medseg evaluate PREDICTIONS REFERENCES --run RUN",
+        )
     place = next((p for p in (folder / "validation" / "predictions", folder / "validation") if p.is_dir()), None)
     if place is None:
         raise DataError(

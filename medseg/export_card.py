@@ -43,6 +43,8 @@ def model_card(model: Any, run: str | Path) -> str:
             f"- Split: fold {split.get('fold')} of {split.get('folds')}, seed {split.get('seed')}, by "
             f"{spec.split.unit}: "
             f"{len(split.get('training', []))} cases trained on, {len(split.get('validation', []))} held out"
+            if split.get("validation")
+            else f"- Split: none, all {len(split.get('training', []))} cases were trained on"
         )
     lines += ["", "## Scores on the held-out cases", ""]
     if summary:

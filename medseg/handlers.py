@@ -108,27 +108,22 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     loss = progress.loss_sum / max(1, progress.step)
     ends = session.budget.is_spent(progress)
     due = ends or (progress.epoch + 1) % train.validate_every == 0
-    if due:
-
-        def check_stop() -> None:
-            if number := session.group.any(signals.received):
-                session.save()
-                raise Stopped(number)
-
-        if session.hardware.device.type == "cpu":  # batch norm's running statistics; on GPUs they are synchronised
-            session.group.share_values(session.step.validated.buffers())
-        cases = session.validator.choose(train.validation_cases)
-        session.validation = session.validator(
-            session.step.validated, cases=cases, group=session.group, check_stop=check_stop
-        )
+    scored = due and bool(session.validator.stored)
+    if due and session.hardware.device.type == "cpu":  # batch norm's statistics; on GPUs they are synchronised
+        session.group.share_values(session.step.validated.buffers())
+    if scored:
+        _validate(session, signals)
     session.seconds["validate"] += time.perf_counter() - begin
     progress.epoch += 1
-    if due and session.validation is not None:
+    if scored and session.validation is not None:
         progress.validated = progress.epoch
         session.schedule.observe(session.validation.score)
         if progress.observe(session.validation.score):
             session.save("best")
-    row = _row(session, loss, due, pace)
+    elif due:  # no case was kept back to choose by: the newest weights count
+        progress.best_epoch = progress.epoch
+        session.save("best")
+    row = _row(session, loss, scored, pace)
     progress.history.append(row)
     progress.step, progress.loss_sum = 0, 0.0
     session.agree(0)
@@ -137,6 +132,18 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     elif train.patience is not None and progress.waited >= train.patience:
         progress.finished = "patience"
     return row
+
+
+def _validate(session: Session, signals: Signals) -> None:
+    def check_stop() -> None:
+        if number := session.group.any(signals.received):
+            session.save()
+            raise Stopped(number)
+
+    cases = session.validator.choose(session.train.validation_cases)
+    session.validation = session.validator(
+        session.step.validated, cases=cases, group=session.group, check_stop=check_stop
+    )
 
 
 def _row(session: Session, loss: float, validated: bool, pace: dict[str, float]) -> dict[str, Any]:

@@ -222,9 +222,14 @@ def _split_facts(split: Mapping[str, Any]) -> dict[str, Any]:
     if not split:
         return {}
     return {
-        "split": f"fold {split.get('fold')} of {split.get('folds')}, seed {split.get('seed')}",
+        "split": _fold(split, f" of {split.get('folds')}, seed {split.get('seed')}"),
         "training cases": len(split.get("training", [])), "validation cases": split.get("validation", []),
     }  # fmt: skip
+
+
+def _fold(split: Mapping[str, Any], more: str = "") -> str:
+    """`more` only where there are folds: after `--fold none` nothing was drawn."""
+    return f"fold {split['fold']}{more}" if split.get("fold") is not None else "no validation"
 
 
 def _title(folder: Path, summary: Mapping[str, Any], pipeline: str) -> str:
@@ -241,7 +246,7 @@ def _subtitle(summary: Mapping[str, Any], split: Mapping[str, Any]) -> str:
     ]
     if split:
         parts.append(
-            f"fold {split.get('fold')}: {len(split.get('training', []))} cases trained on, "
+            f"{_fold(split)}: {len(split.get('training', []))} cases trained on, "
             f"{len(split.get('validation', []))} held out"
         )
     return " · ".join(part for part in parts if part)

@@ -34,21 +34,25 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, root: str | Path, name: str, *, fold: int = 0, now: datetime.datetime | None = None) -> RunFolder:
-        """Make `root/name/<YYYY-MM-DD_HHMMSS>_foldK`, a new one even if several runs begin within one second.
+    def create(
+        cls, root: str | Path, name: str, *, fold: int | None = 0, now: datetime.datetime | None = None
+    ) -> RunFolder:
+        """Make `root/name/<YYYY-MM-DD_HHMMSS>_foldK` (`_foldnone` without a fold).
+
+        It is a new one even if several runs begin within one second.
 
         Raises:
             ResourceError: E501, E502: nothing can be written there.
         """
         when = (now or datetime.datetime.now()).strftime("%Y-%m-%d_%H%M%S")
-        parent = Path(root) / safe_stem(name, "")
+        parent, kept = Path(root) / safe_stem(name, ""), "none" if fold is None else fold
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise (resource_error(error, parent) or error) from error
         probe_writable(parent)
         for number in range(1, 1000):
-            path = parent / f"{when}_fold{fold}{'' if number == 1 else f'_{number}'}"
+            path = parent / f"{when}_fold{kept}{'' if number == 1 else f'_{number}'}"
             try:
                 path.mkdir()
             except FileExistsError:

@@ -43,7 +43,7 @@ def train(
     *,
     data: str | Path | None = None,
     output: str | Path = "runs",
-    fold: int = 0,
+    fold: int | None = 0,
     resume: str | Path | None = None,
     init: str | Path | None = None,
     device: str = "auto",
@@ -59,7 +59,8 @@ def train(
         pipeline: a loaded pipeline, its name, or the path of a YAML file; None with `resume`.
         data: the data root; MEDSEG_DATA when None (with `resume`: the run's own).
         output: folder of runs.
-        fold: which of the `train.folds` folds is kept for validation.
+        fold: which of the `train.folds` folds is kept for validation; None: no case is, every one is trained on and
+            the weights of the last epoch are kept (the last step before new images, once folds have said how good).
         resume: a run folder: everything goes on as if it had not been interrupted. With `overrides` its budget can be
             extended (`train.epochs=200`), and patience, workers and the like changed.
         init: start from the weights of this run or checkpoint (fine-tuning); what fits is loaded, and told.
@@ -92,7 +93,8 @@ def train(
         else:
             plan = plan_new(pipeline, data=data, output=output, fold=fold, overrides=overrides, group=group)
         hardware = choose_hardware(device, plan.pipeline.train.precision, local_rank=group.local_rank)
-        show(f"{plan.pipeline.dataset}, fold {plan.fold}: {hardware.describe()}")
+        kept = "no validation" if plan.fold is None else f"fold {plan.fold}"
+        show(f"{plan.pipeline.dataset}, {kept}: {hardware.describe()}")
         # a function of its own, so that nothing of the network is left when the processes part
         return _train_plan(
             plan, hardware, group, show, init=init, cache=cache, progress=progress, profile=profile, mlflow=mlflow
@@ -217,6 +219,9 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
     if (chosen := choose_threshold(session, prepared.training, check_stop=check_stop)) is not None:
         show(chosen)
     count, best = len(session.validator.stored), session.progress.best_epoch
+    if not count:
+        show(f"weights of the last epoch, {best}; no case was kept back, so nothing is scored")
+        return
     show(f"predicting {count} validation cases with the weights of epoch {best}")
     predict_validation(session, prepared.cases, check_stop=check_stop)
 

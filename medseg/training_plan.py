@@ -32,7 +32,7 @@ class Plan:
     root: Path
     output: Path
     name: str
-    fold: int = 0
+    fold: int | None = 0
     split: dict[str, Any] | None = None
     state: Mapping[str, Any] | None = None
     changed: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ def plan_new(
     *,
     data: str | Path | None,
     output: str | Path,
-    fold: int,
+    fold: int | None,
     overrides: Sequence[str],
     group: Group,
 ) -> Plan:
@@ -98,7 +98,9 @@ def plan_new(
         chosen = load_pipeline(pipeline, overrides=overrides, root=root)
     spec = load_dataset(chosen.dataset, root=root)
     folds = chosen.train.folds
-    if fold < 0 or (folds != "auto" and fold >= folds):
+    if fold is None:
+        _check_blind(chosen)
+    elif fold < 0 or (folds != "auto" and fold >= folds):
         raise UsageError("no such fold", field="fold", expected=f"0 to {folds} - 1", found=fold)
     name = chosen.name or chosen.dataset
     with group.first():  # found before hours of preparation, not after
@@ -126,6 +128,8 @@ def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Seque
         raise CheckpointError(text, code="E362", file=run.path, found=str(error).splitlines()[0]) from error
     changed = _check_changes(overrides)
     pipeline = _override(before, overrides)
+    if split["fold"] is None:
+        _check_blind(pipeline)
     if (
         finished
         and run.status.get("state") == "finished"
@@ -148,12 +152,26 @@ def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Seque
         data_root(data),
         run.path,
         run.path.parent.name,
-        int(split["fold"]),
+        None if split["fold"] is None else int(split["fold"]),
         split,
         state,
         tuple(sorted(changed)),
         notices,
     )
+
+
+def _check_blind(pipeline: Pipeline) -> None:
+    """Without validation cases nothing that looks at their score can decide anything."""
+    asks = [("train.patience", pipeline.train.patience is not None)]
+    asks += [("schedule", pipeline.schedule.name == "ReduceLROnPlateau")]
+    for field_name, wanted in asks:
+        if wanted:
+            raise ConfigError(
+                "this needs the score of validation cases, and --fold none keeps none",
+                code="E118",
+                field=field_name,
+                fix="train one fold, or --set schedule={PolynomialLR: {}} and train.patience=null",
+            )
 
 
 def _check_changes(overrides: Sequence[str]) -> set[str]:

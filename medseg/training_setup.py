@@ -53,14 +53,19 @@ class Prepared:
         return {name: case.group for name, case in self.cases.items()}
 
 
-def choose_split(cases: Sequence[Case], pipeline: Pipeline, fold: int) -> dict[str, Any]:
-    """The split of a new run, as in split.json.
+def choose_split(cases: Sequence[Case], pipeline: Pipeline, fold: int | None) -> dict[str, Any]:
+    """The split of a new run, as in split.json; `fold` None trains on every case but those of the test part.
 
     Raises:
         UsageError: E105 too few cases; E101 no such fold.
         DataError: E354, E355: the same image or group on both sides.
     """
     train = pipeline.train
+    if fold is None:
+        everything = sorted(case.id for case in cases if case.split != "test")
+        if not everything:
+            raise UsageError("no case to train on", code="E105", expected="at least 1", found=0)
+        return {"seed": train.seed, "folds": None, "fold": None, "training": everything, "validation": []}
     folds = make_split(cases, folds=train.folds, seed=train.seed)
     if not 0 <= fold < len(folds):
         expected = f"0 to {len(folds) - 1}"
@@ -82,7 +87,7 @@ def prepare(
     hardware: Hardware,
     group: Group,
     split: Mapping[str, Any] | None = None,
-    fold: int = 0,
+    fold: int | None = 0,
     cache: str | Path | None = None,
     show: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> tuple[Prepared, dict[str, Any]]:
@@ -92,7 +97,7 @@ def prepare(
         pipeline, spec, root: what, with which facts, from where.
         hardware, group: on what, with whom.
         split: of the run that is continued; a new one for `fold` when None.
-        fold: see `split`.
+        fold: see `split`; None keeps no case for validation.
         cache: folder of the store; the platform's place for caches when None.
         show: called with lines about the progress.
 

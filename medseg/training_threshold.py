@@ -28,6 +28,7 @@ def choose_threshold(
     of the best ones is taken (`middle_of_the_best`). "training": the threshold with the highest Dice of all pixels of
     the training images together, inside the field of view, void pixels left out; every value that separates two
     probabilities (to four digits) is tried. With several processes each does the same work and finds the same.
+    Where no case was kept for validation, the training cases stand in for them, and the words say so.
 
     Args:
         session: with the best weights loaded.
@@ -47,11 +48,11 @@ def choose_threshold(
         value = float(np.clip(counts.best_threshold(), 10.0**-DIGITS, 1 - 10.0**-DIGITS))
         facts = {"value": value, "chosen_on": "training", "cases": len(training), "rule": "highest pooled Dice"}
     else:
-        value = _from_validation(session, check_stop)
-        facts = {
-            "value": value, "chosen_on": "validation", "cases": len(session.validator.choose(None)),
-            "rule": f"best {session.validator.shown}",
-        }  # fmt: skip
+        side, validator = "validation", session.validator
+        if not validator.stored:
+            side, validator = "training", _validator(session, training)
+        value = _from_scores(session, validator, check_stop)
+        facts = {"value": value, "chosen_on": side, "cases": len(validator.stored), "rule": f"best {validator.shown}"}
     session.threshold = value
     session.validator.use(with_threshold(session.pipeline, value))
     with session.group.first():
@@ -68,7 +69,7 @@ def count_probabilities(
 ) -> ProbabilityCounts:
     """How often each probability (to four digits) was given inside and outside the structure, over all pixels that
     count of these stored cases together."""
-    validator = Validator(session.pipeline, session.spec, cases, session.hardware, session.validator.patients)
+    validator = _validator(session, cases)
     total = ProbabilityCounts(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
     for name in validator.choose(None):
         check_stop()
@@ -82,8 +83,11 @@ def count_probabilities(
     return total
 
 
-def _from_validation(session: Session, check_stop: Callable[[], None]) -> float:
-    validator = session.validator
+def _validator(session: Session, cases: Mapping[str, Any]) -> Validator:
+    return Validator(session.pipeline, session.spec, cases, session.hardware, session.validator.patients)
+
+
+def _from_scores(session: Session, validator: Validator, check_stop: Callable[[], None]) -> float:
     # a score that looks for its own threshold in probabilities would be the same for every candidate
     shares = validator.metric.needs == "probabilities"
     results: dict[float, list[Any]] = {value: [] for value in CANDIDATES}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from medseg.component import Component
 from medseg.errors import GeometryError, LabelError, UsageError
 from medseg.metrics import (
     METRICS,
@@ -384,3 +385,23 @@ def test_bad_requests_are_refused():
         score_case(prediction, reference, labels=LABELS, metrics=[{"Dice": {"region": "spleen"}}])
     with pytest.raises(UsageError):
         score_case(prediction, reference, labels=LABELS, spacing=(1, 1))
+
+
+def test_scores_of_membranes_can_be_taken_of_the_written_mask():
+    """With `mask: true` probabilities change nothing: the value is that of the labels alone."""
+    reference = np.ones((20, 20), np.uint8)
+    reference[:, 9:11] = 0
+    joined = np.ones_like(reference)  # the mask has no membrane; the probabilities have one at every threshold
+    shares = np.stack([reference == 0, reference != 0]).astype(np.float32)
+    names = [("V_rand", {"mask": True}), ("V_rand", {}), ("PooledV_rand", {"mask": True}), ("PooledV_rand", {})]
+    options = {"labels": {0: "membrane", 1: "cell"}, "metrics": [Component(n, a) for n, a in names]}
+    both = measure_case(joined, reference, probabilities=shares, case="a", **options)
+    alone = measure_case(joined, reference, case="b", **options)
+    found = {score.metric: score.value for score in both.scores}
+    # one segment over two equal cells: (1/4 + 1/4) / (1/2 + 1/4)
+    assert found == {"V_rand (mask)": pytest.approx(2 / 3), "V_rand": 1.0}
+    assert [score.value for score in alone.scores] == [pytest.approx(2 / 3)] * 2
+    pooled = pool_scores([both], options["metrics"], dims=2)
+    assert [(s.metric, s.value) for s in pooled] == [
+        ("PooledV_rand (mask)", pytest.approx(2 / 3)), ("PooledV_rand", 1.0),
+    ]  # fmt: skip

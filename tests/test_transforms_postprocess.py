@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from medseg.errors import UsageError
+from medseg.metrics import label_components, membrane_curve
+from medseg.transforms.membrane_cells import border_lines, joined_basins
 from medseg.transforms.postprocess import (
+    CellsFromMembranes,
     FillHoles,
     InstancesFromProbability,
     KeepLargestComponent,
@@ -156,3 +159,77 @@ def test_bad_arguments(arguments):
         RemoveSmallObjects(0)
     with pytest.raises(UsageError):
         RemoveSmallObjects(1, unit="ml")
+
+
+def rooms(*, gap: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Four cells parted by a cross of membrane 4 voxels wide, and the probability of cell that a network may give: two
+    gaps in the membrane, and an organelle whose outline looks a little like membrane."""
+    truth = np.ones((60, 80), bool)
+    truth[28:32] = truth[:, 38:42] = False
+    cell = np.where(truth, 0.95, 0.05)
+    if gap:
+        cell[28:32, 15:18] = 0.9
+        cell[45:47, 38:42] = 0.8
+    ring = discs([(14, 60)], 7, 80)[:60] & ~discs([(14, 60)], 5, 80)[:60]
+    cell[ring] = 0.5
+    return truth, np.stack([1 - cell, cell])
+
+
+def test_a_gap_in_a_membrane_joins_no_cells():
+    truth, shares = rooms()
+    before = (shares[1] > 0.5).astype(np.uint8)
+    assert label_components(before != 0).max() == 3  # three cells through two gaps; the fourth; the ring's inside
+    found = CellsFromMembranes(threshold=0.25)(before, probabilities=shares, spacing=(1, 1))
+    assert found.dtype == before.dtype
+    numbers = label_components(found != 0)
+    assert numbers.max() == 4
+    # the definition: each true cell is one component, and no component lies in two cells
+    cells = label_components(truth)
+    assert [len(np.unique(numbers[(cells == k) & (found != 0)])) for k in range(1, 5)] == [1, 1, 1, 1]
+    assert membrane_curve(found, truth).v_rand > 0.99
+    # three of four equal cells in one segment: (4/16) / ((10/16 + 4/16) / 2), but for the ring
+    assert membrane_curve(before, truth).v_rand == pytest.approx(4 / 7, abs=0.02)
+    # what the threshold calls membrane stays membrane, and all that is taken away is a line in the gaps
+    assert not (found.astype(bool) & (shares[1] <= 0.25)).any()
+    assert ((shares[1] > 0.25) & (found == 0)).sum() <= 20
+
+
+def test_borders_with_less_membrane_than_asked_for_are_none():
+    _, shares = rooms()
+    regions = [joined_basins(shares[1], smooth=2.0, depth=0.02, merge=merge) for merge in (0.01, 0.6, 0.999)]
+    assert [int(r.max()) + 1 for r in regions][1:] == [4, 1]
+    assert int(regions[0].max()) + 1 > 4  # every basin, the organelle too
+    everything = CellsFromMembranes(merge=0.999)(shares[1] > 0, probabilities=shares, spacing=(1, 1))
+    assert np.array_equal(everything, shares[1] > 0.5)
+
+
+def test_cells_in_three_dimensions_and_pictures_without_any():
+    _, shares = rooms()
+    deep = np.repeat(shares[:, None], 9, axis=1)
+    found = CellsFromMembranes(threshold=0.25)(deep[1] > 0, probabilities=deep, spacing=(1, 1, 1))
+    assert label_components(found).max() == 4
+    for value, expected in ((0.1, 0), (0.9, 1)):
+        flat = np.full((2, 12, 12), value)
+        flat[0] = 1 - value
+        out = CellsFromMembranes()(np.zeros((12, 12), np.uint8), probabilities=flat, spacing=(1, 1))
+        assert (out == expected).all()
+
+
+def test_border_lines_part_regions_by_their_faces():
+    regions = np.random.default_rng(0).integers(0, 3, (7, 8, 9))
+    lines = border_lines(regions)
+    for axis in range(3):
+        size = regions.shape[axis]
+        low, high = regions.take(range(size - 1), axis), regions.take(range(1, size), axis)
+        assert lines.take(range(size - 1), axis)[low != high].all()
+    # only voxels with another region after them along some axis
+    count = sum((np.diff(regions, axis=a) != 0).sum() for a in range(3))
+    assert 0 < lines.sum() <= count
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 0}, {"merge": 1.0}, {"smooth": -1}, {"depth": 0}])
+def test_wrong_arguments_of_membranes(wrong):
+    with pytest.raises(UsageError):
+        CellsFromMembranes(**wrong)
+    with pytest.raises(UsageError, match="probabilities"):
+        CellsFromMembranes()(np.zeros((4, 4)), spacing=(1, 1))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from operator import attrgetter
+from functools import partial
+from typing import Any
 
 from medseg.metrics.instances import (
     aggregated_jaccard,
@@ -16,7 +17,7 @@ from medseg.metrics.instances import (
 from medseg.metrics.metric import Metric
 from medseg.metrics.views import CaseView
 
-__all__ = ["OBJECT_SCORES"]
+__all__ = ["OBJECT_SCORES", "mask_name"]
 
 _CAICEDO = "Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7"
 _ISBI = "Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142"
@@ -33,12 +34,8 @@ def _share_error(view: CaseView, part: str, whole: str) -> float:
 
 
 def _scores() -> list[Metric]:
-    def objects(
-        name: str, measure: Callable[[CaseView], float], text: str, source: str, thresholds: bool = False
-    ) -> Metric:
-        return Metric(
-            name, measure, "1", "higher", text, over="case", needs="instances", thresholds=thresholds, source=source
-        )
+    def objects(name: str, measure: Callable[..., float], text: str, source: str, **more: Any) -> Metric:
+        return Metric(name, measure, "1", "higher", text, over="case", needs="instances", source=source, **more)
 
     none = "; 1 if there are no objects at all"
     return [
@@ -90,11 +87,13 @@ def _scores() -> list[Metric]:
         *(
             objects(
                 name,
-                attrgetter(f"membranes.{attribute}"),
+                partial(_of_membranes, attribute),
                 f"{text}, over the reference's cells, after thinning "
-                "the predicted membranes; best of the thresholds 0.1 to 0.9 if there are probabilities",
+                "the predicted membranes; best of the thresholds 0.1 to 0.9 if there are probabilities, unless "
+                "`mask: true` asks for the written mask",
                 _ISBI,
                 thresholds=True,
+                title=lambda unit, mask=False, name=name: mask_name(name, mask),
             )
             for name, attribute, text in (
                 ("V_rand", "v_rand", "Rand score: sum p_ij^2 / mean of sum s_i^2 and sum t_j^2"),
@@ -112,6 +111,15 @@ def _scores() -> list[Metric]:
             title=lambda unit, part, whole: f"ShareError({part}/{whole})",
         ),
     ]
+
+
+def _of_membranes(attribute: str, view: CaseView, mask: bool = False) -> float:
+    return getattr(view.mask_membranes if mask else view.membranes, attribute)
+
+
+def mask_name(name: str, mask: bool) -> str:
+    """Name in tables of a score that is taken of the written mask although there may be probabilities."""
+    return f"{name} (mask)" if mask else name
 
 
 OBJECT_SCORES: tuple[Metric, ...] = tuple(_scores())

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,9 @@ import numpy as np
 from medseg.errors import UsageError
 from medseg.metrics.instances import seg_terms
 from medseg.metrics.matching import match_instances
+from medseg.metrics.membranes import MembraneCurve
 from medseg.metrics.metric import Metric
+from medseg.metrics.object_scores import mask_name
 from medseg.metrics.overlap import Confusion
 from medseg.metrics.views import CaseView, RegionView
 
@@ -77,7 +78,7 @@ class ByPatient:
     @property
     def status(self) -> str:
         """Of all cases together: scored | missed | false_alarm | both_empty."""
-        return functools.reduce(operator.add, (counts for _, counts in self.counts)).status
+        return reduce(operator.add, (counts for _, counts in self.counts)).status
 
 
 def check_iou(iou: Any, merge: Any = False) -> None:
@@ -151,7 +152,7 @@ def _pooled() -> list[Metric]:
 
     by_patient = Metric(
         "PatientDice",
-        attrgetter("dice"),
+        operator.attrgetter("dice"),
         "1",
         "higher",
         "mean over the patients of the Dice of all voxels of all cases (slices) of a patient together; a case of which "
@@ -252,19 +253,24 @@ def _pooled() -> list[Metric]:
         *(
             Metric(
                 f"Pooled{name}",
-                attrgetter(name.lower()),
+                partial(_best_of_curve, name.lower()),
                 "1",
                 "higher",
-                f"{name}, {membranes}",
+                f"{name}, {membranes}, or of the written masks with `mask: true`",
                 needs="instances",
                 thresholds=True,
-                terms=lambda view: view.membranes,
+                terms=lambda view, mask=False: view.mask_membranes if mask else view.membranes,
+                title=lambda unit, mask=False, name=name: mask_name(f"Pooled{name}", mask),
                 over="case",
                 source="Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142",
             )
             for name in ("V_rand", "V_info")
         ),
     ]
+
+
+def _best_of_curve(attribute: str, total: MembraneCurve, mask: bool = False) -> float:
+    return getattr(total, attribute)
 
 
 def _mean_for(better: str) -> Callable[..., float]:

@@ -177,9 +177,14 @@ class CaseView:
     @cached_property
     def membranes(self) -> MembraneCurve:
         """V_rand and V_info at each threshold; of the predicted labels alone if there are no probabilities."""
-        cells = self._prediction != 0
-        if self._probabilities is not None:
-            cells = 1.0 - self._probabilities[0]
+        return self.mask_membranes if self._probabilities is None else self._curve(1.0 - self._probabilities[0])
+
+    @cached_property
+    def mask_membranes(self) -> MembraneCurve:
+        """V_rand and V_info of the predicted labels, the same at each threshold."""
+        return self._curve(self._prediction != 0)
+
+    def _curve(self, cells: np.ndarray) -> MembraneCurve:
         reference = self._reference != 0 if self._instances[1] is None else self._instances[1]
         if self._valid is not None:
             reference = np.where(self._valid, reference, 0).astype(reference.dtype)

@@ -6,6 +6,7 @@ from medseg.transforms.elastic import RandElasticDeformationd, elastic_displacem
 from medseg.transforms.intensity import RandIntensityd
 from medseg.transforms.labels import InstancesToLabeld, InteriorBorderLabeld, RemapLabelsd, part_instances
 from medseg.transforms.postprocess import (
+    CellsFromMembranes,
     FillHoles,
     InstancesFromProbability,
     KeepLargestComponent,
@@ -16,6 +17,7 @@ from medseg.transforms.weight_map import BoundaryWeightMapd, boundary_weight_map
 
 __all__ = [
     "BoundaryWeightMapd",
+    "CellsFromMembranes",
     "FillHoles",
     "InstancesFromProbability",
     "InstancesToLabeld",

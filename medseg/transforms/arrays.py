@@ -10,7 +10,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from scipy import ndimage
 
-__all__ = ["components", "like", "parted_components", "plain", "spacing_of"]
+from medseg.errors import UsageError
+
+__all__ = ["components", "like", "needed_probabilities", "parted_components", "plain", "spacing_of"]
 
 
 def components(mask: np.ndarray, *, corners: bool = False) -> tuple[np.ndarray, int]:
@@ -116,3 +118,21 @@ def spacing_of(array: Any, dims: int | None = None) -> tuple[float, ...] | None:
     if len(columns) != count or not all(np.isfinite(c) and c > 0 for c in columns):
         return None
     return tuple(float(c) for c in columns)
+
+
+def needed_probabilities(probabilities: np.ndarray | None, step: object, classes: int | None = None) -> np.ndarray:
+    """The probabilities (K, *spatial) that a step of post-processing cannot do without.
+
+    Raises:
+        UsageError: there are none, or not of `classes` (None: at least 2) classes.
+    """
+    if probabilities is None:
+        raise UsageError(f"{type(step).__name__} needs probabilities", field="probabilities")
+    if len(probabilities) < 2 or (classes is not None and len(probabilities) != classes):
+        raise UsageError(
+            f"{type(step).__name__} needs another number of classes",
+            field="probabilities",
+            expected=classes or "at least 2",
+            found=len(probabilities),
+        )
+    return probabilities

@@ -14,9 +14,17 @@ import numpy as np
 from scipy import ndimage
 
 from medseg.errors import UsageError
-from medseg.transforms.arrays import components
+from medseg.transforms.arrays import components, needed_probabilities
+from medseg.transforms.membrane_cells import CellsFromMembranes
 
-__all__ = ["FillHoles", "InstancesFromProbability", "KeepLargestComponent", "RemoveSmallObjects", "Threshold"]
+__all__ = [
+    "CellsFromMembranes",
+    "FillHoles",
+    "InstancesFromProbability",
+    "KeepLargestComponent",
+    "RemoveSmallObjects",
+    "Threshold",
+]
 
 
 class KeepLargestComponent:
@@ -158,7 +166,7 @@ class Threshold:
         self, label: np.ndarray, *, probabilities: np.ndarray | None = None, spacing: Sequence[float] = ()
     ) -> np.ndarray:
         """The label image with 1 where the probability is above the threshold."""
-        shares = _needed(probabilities, self, classes=2)
+        shares = needed_probabilities(probabilities, self, classes=2)
         value = 0.5 if isinstance(self.value, str) else self.value
         return (shares[1] > value).astype(label.dtype)
 
@@ -214,7 +222,7 @@ class InstancesFromProbability:
         from skimage.morphology import h_maxima
         from skimage.segmentation import expand_labels, watershed
 
-        shares = _needed(probabilities, self)
+        shares = needed_probabilities(probabilities, self)
         inside = shares[0] < 1 - self.threshold
         if len(shares) == 2:
             distance = np.asarray(ndimage.distance_transform_edt(inside), np.float32)
@@ -238,19 +246,6 @@ class InstancesFromProbability:
         number[order] = np.arange(1, len(order) + 1)
         objects = number[objects]
         return expand_labels(objects, self.grow).astype(np.int32) if self.grow else objects
-
-
-def _needed(probabilities: np.ndarray | None, step: object, classes: int | None = None) -> np.ndarray:
-    if probabilities is None:
-        raise UsageError(f"{type(step).__name__} needs probabilities", field="probabilities")
-    if len(probabilities) < 2 or (classes is not None and len(probabilities) != classes):
-        raise UsageError(
-            f"{type(step).__name__} needs another number of classes",
-            field="probabilities",
-            expected=classes or "at least 2",
-            found=len(probabilities),
-        )
-    return probabilities
 
 
 def _values(label: np.ndarray, labels: Sequence[int] | None) -> list[int]:
