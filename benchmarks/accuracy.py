@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 import medseg
-from medseg.config import load_pipeline
+from medseg.config import load_dataset, load_pipeline
+from medseg.metrics import parse_metrics
 from medseg.tables import POOLED
 
 
@@ -29,10 +30,10 @@ def measure(
     run = medseg.train(pipeline, data=data, fold=fold, device=device, progress=False, **places)
     rows = medseg.evaluate(run, data=data).rows
     means = {}
-    for metric in [part.name for part in pipeline.metrics[:2]]:
-        single = [row.value for row in rows if row.metric.split(" ")[0] == metric and row.case != POOLED]
-        values = single or [row.value for row in rows if row.metric.split(" ")[0] == metric]
-        means[metric] = statistics.fmean(values)
+    for kind, arguments in parse_metrics(pipeline.metrics[:2]):
+        metric = kind.shown(load_dataset(pipeline.dataset, root=data).unit, **arguments)
+        single = [row.value for row in rows if row.metric == metric and row.case != POOLED]
+        means[metric] = statistics.fmean(single or [row.value for row in rows if row.metric == metric])
     with (run / "log.csv").open(newline="") as table:
         return int([row["iteration"] for row in csv.DictReader(table)][-1]), means
 

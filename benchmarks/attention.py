@@ -18,6 +18,7 @@ import numpy as np
 
 import medseg
 from medseg.config import load_pipeline
+from medseg.metrics import parse_metrics
 from medseg.tables import read_cases
 
 
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cache", type=Path)
     options = parser.parse_args()
-    score = load_pipeline(options.name).best.removeprefix("Pooled")  # a score of all cases together has no pairs
+    pipeline = load_pipeline(options.name)
+    metric, arguments = parse_metrics([part for part in pipeline.metrics if part.name == pipeline.best])[0]
+    score = metric.shown(**arguments).removeprefix("Pooled")  # a score of all cases together has no pairs
     print(
         f"| {options.name}, {options.minutes:g} min | seed | cases | {score} U-Net | {score} attention | iterations | ",
         end="",

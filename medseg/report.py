@@ -92,6 +92,8 @@ def render(folder: Path, scores: Path | None) -> str:
         hide_paths(part, folders) for part in (status, provenance, summary, pipeline, notes)
     )
     page = score_sections(rows, summary)
+    if split and not split.get("validation") and not rows:
+        page["sentences"] = ["No case was kept for validation: this run was trained on all of them and scores none."]
     page["cases"] = _pictures(scores, summary) if scores else []
     page["cases_hint"] = _pictures_hint(page["cases"])
     page["sliders"] = any(len(plane.captions) > 1 for case in page["cases"] for plane in case["planes"])
@@ -196,10 +198,9 @@ def _training_hint(columns: Mapping[str, list[tuple[float, float]]]) -> str:
     if not columns:
         return ""
     count = max(len(points) for points in columns.values())
-    return (
-        f"{count} line{'s' * (count != 1)} of log.csv. The loss is what training makes small; the validation "
-        "score is measured on cases that were not trained on."
-    )
+    text = f"{count} line{'s' * (count != 1)} of log.csv. The loss is what training makes small"
+    scored = bool(columns.get("score"))
+    return text + ("; the validation score is measured on cases that were not trained on." if scored else ".")
 
 
 def _summary_facts(summary: Mapping[str, Any]) -> dict[str, Any]:

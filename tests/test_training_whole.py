@@ -137,7 +137,10 @@ def test_the_command_trains_reports_and_scores_nothing(place, tmp_path, capsys):
     assert "nothing is scored" in said.err
     assert "Scores" not in said.out
     (page,) = (tmp_path / "runs" / "tiny").glob("*_foldnone/report.html")
-    assert "no validation: 4 cases trained on" in page.read_text()
+    text = page.read_text()
+    assert "no validation: 4 cases trained on" in text
+    assert "trained on all of them and scores none" in text
+    assert "have not been evaluated" not in text
     with pytest.raises(SystemExit):
         main(["train", str(tmp_path / "tiny.yaml"), "--data", str(place / "data"), "--fold", "nothing"])
     assert "all or none" in capsys.readouterr().err
