@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.ndimage import label as connected
+from skimage.graph import rag_boundary
+from skimage.morphology import h_maxima
+from skimage.segmentation import watershed
 
 from medseg.errors import UsageError
 from medseg.metrics import label_components, membrane_curve
@@ -201,6 +206,34 @@ def test_borders_with_less_membrane_than_asked_for_are_none():
     assert int(regions[0].max()) + 1 > 4  # every basin, the organelle too
     everything = CellsFromMembranes(merge=0.999)(shares[1] > 0, probabilities=shares, spacing=(1, 1))
     assert np.array_equal(everything, shares[1] > 0.5)
+
+
+@pytest.mark.parametrize("merge", [0.4, 0.5, 0.6])
+def test_regions_are_joined_from_the_weakest_border_on(merge):
+    """The definition, slowly: of all borders between groups of basins, each the mean over all its pixels, the weakest
+    goes first, until the weakest has `merge`."""
+    cell = gaussian_filter(np.random.default_rng(1).random((70, 80)), 3)
+    cell = (cell - cell.min()) / np.ptp(cell)
+    basins = watershed(-cell, connected(h_maxima(cell, 0.02) > 0, np.ones((3, 3)))[0])
+    borders = [
+        (a, b, e["weight"], e["count"]) for a, b, e in rag_boundary(basins, 1 - cell, connectivity=1).edges.data()
+    ]
+    group = {k: k for k in np.unique(basins)}
+    while True:
+        sums: dict[tuple[int, int], np.ndarray] = {}
+        for a, b, strength, count in borders:
+            pair = (min(group[a], group[b]), max(group[a], group[b]))
+            if pair[0] != pair[1]:
+                sums[pair] = sums.get(pair, np.zeros(2)) + np.array([strength * count, count])
+        pair = min(sums, key=lambda pair: sums[pair][0] / sums[pair][1], default=None)
+        if pair is None or sums[pair][0] / sums[pair][1] >= merge:
+            break
+        group = {k: pair[0] if v == pair[1] else v for k, v in group.items()}
+    assert 1 < len(set(group.values())) < len(group)
+    expected = np.vectorize(group.get)(basins)
+    found = joined_basins(cell, smooth=0, depth=0.02, merge=merge)
+    # the same regions, however they are numbered
+    assert len({*zip(expected.ravel(), found.ravel(), strict=True)}) == len(set(group.values())) == found.max() + 1
 
 
 def test_cells_in_three_dimensions_and_pictures_without_any():
