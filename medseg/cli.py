@@ -85,7 +85,6 @@ app.command(
     epilog=examples(
         "medseg train liver --data DATA",
         "medseg train hippocampus --data DATA --fold all --set train.minutes=15",
-        "medseg train drive --data DATA --fold none",
         "medseg train mycells --pipeline cell --data DATA --minutes 10",
         "medseg train --resume runs/liver/2026-11-21_101500",
     )
