@@ -29,9 +29,9 @@ def measure(
     places = {"output": folder / "runs", "cache": cache or folder / "cache"}
     run = medseg.train(pipeline, data=data, fold=fold, device=device, progress=False, **places)
     rows = medseg.evaluate(run, data=data).rows
-    means = {}
+    means, unit = {}, load_dataset(pipeline.dataset, root=data).unit
     for kind, arguments in parse_metrics(pipeline.metrics[:2]):
-        metric = kind.shown(load_dataset(pipeline.dataset, root=data).unit, **arguments)
+        metric = kind.shown(unit, **arguments)
         single = [row.value for row in rows if row.metric == metric and row.case != POOLED]
         means[metric] = statistics.fmean(single or [row.value for row in rows if row.metric == metric])
     with (run / "log.csv").open(newline="") as table:

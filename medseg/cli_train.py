@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,7 +151,9 @@ def _score_and_report(run: Path, title: str) -> Path:
 
 def _held_out(run: Path) -> list[str]:
     """Ids of the validation cases; none after `--fold none`, also when such a run is continued."""
-    return json.loads((run / "split.json").read_text(encoding="utf-8"))["validation"]
+    from medseg.run import RunFolder
+
+    return RunFolder(run).read_json("split.json")["validation"]
 
 
 def _chosen_metrics(run: Path) -> list[str]:

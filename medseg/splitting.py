@@ -24,7 +24,7 @@ class Fold:
     unused: tuple[str, ...] = ()
 
 
-def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed: int = 0) -> list[Fold]:
+def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] | None = 5, seed: int = 0) -> list[Fold]:
     """Folds of the training cases: each case is validated on once, and no group stands on both sides.
 
     The result depends on the ids, groups and `seed` alone, not on the order of `cases`. Test cases are left out. Where
@@ -34,7 +34,8 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed:
 
     Args:
         cases: from `find_cases`.
-        folds: their number; "auto" is 5, or the number of groups if that is smaller.
+        folds: their number; "auto" is 5, or the number of groups if that is smaller; None is one fold of all cases,
+            none of which is validated on.
         seed: which groups come together; any integer >= 0.
 
     Raises:
@@ -48,8 +49,9 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] = 5, seed:
         (case for case in cases if case.split != "test"), key=lambda case: (case.group, case.frame or 0, case.id)
     )
     official = tuple(case.id for case in usable if case.split == "validation")
-    if official:
-        training = tuple(case.id for case in usable if case.split == "training")
+    if official or folds is None:
+        official = () if folds is None else official
+        training = tuple(case.id for case in usable if case.id not in official)
         if not training:
             raise UsageError("no case to train on", code="E105", expected="at least 1", found=0)
         return [Fold(_sorted(training), _sorted(official))]

@@ -62,10 +62,8 @@ def choose_split(cases: Sequence[Case], pipeline: Pipeline, fold: int | None) ->
     """
     train = pipeline.train
     if fold is None:
-        everything = sorted(case.id for case in cases if case.split != "test")
-        if not everything:
-            raise UsageError("no case to train on", code="E105", expected="at least 1", found=0)
-        return {"seed": train.seed, "folds": None, "fold": None, "training": everything, "validation": []}
+        (everything,) = make_split(cases, folds=None)
+        return {"seed": train.seed, "folds": None, "fold": None, "training": [*everything.training], "validation": []}
     folds = make_split(cases, folds=train.folds, seed=train.seed)
     if not 0 <= fold < len(folds):
         expected = f"0 to {len(folds) - 1}"

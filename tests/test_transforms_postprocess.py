@@ -12,7 +12,7 @@ from skimage.segmentation import watershed
 
 from medseg.errors import UsageError
 from medseg.metrics import label_components, membrane_curve
-from medseg.transforms.membrane_cells import border_lines, joined_basins
+from medseg.transforms.membrane_cells import joined_basins
 from medseg.transforms.postprocess import (
     CellsFromMembranes,
     FillHoles,
@@ -166,15 +166,14 @@ def test_bad_arguments(arguments):
         RemoveSmallObjects(1, unit="ml")
 
 
-def rooms(*, gap: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def rooms() -> tuple[np.ndarray, np.ndarray]:
     """Four cells parted by a cross of membrane 4 voxels wide, and the probability of cell that a network may give: two
     gaps in the membrane, and an organelle whose outline looks a little like membrane."""
     truth = np.ones((60, 80), bool)
     truth[28:32] = truth[:, 38:42] = False
     cell = np.where(truth, 0.95, 0.05)
-    if gap:
-        cell[28:32, 15:18] = 0.9
-        cell[45:47, 38:42] = 0.8
+    cell[28:32, 15:18] = 0.9
+    cell[45:47, 38:42] = 0.8
     ring = discs([(14, 60)], 7, 80)[:60] & ~discs([(14, 60)], 5, 80)[:60]
     cell[ring] = 0.5
     return truth, np.stack([1 - cell, cell])
@@ -248,16 +247,23 @@ def test_cells_in_three_dimensions_and_pictures_without_any():
         assert (out == expected).all()
 
 
-def test_border_lines_part_regions_by_their_faces():
-    regions = np.random.default_rng(0).integers(0, 3, (7, 8, 9))
-    lines = border_lines(regions)
-    for axis in range(3):
+def test_no_two_cells_touch_where_there_is_no_membrane():
+    """All of the picture is above the threshold: what parts the cells is the gap alone."""
+    cell = gaussian_filter(np.random.default_rng(0).random((40, 50)), 2)
+    cell = 0.5 + 0.5 * (cell - cell.min()) / np.ptp(cell)
+    regions = joined_basins(cell, smooth=0, depth=0.01, merge=0.2)
+    found = CellsFromMembranes(0.4, merge=0.2, smooth=0, depth=0.01)(
+        np.zeros(cell.shape, np.uint8), probabilities=np.stack([1 - cell, cell]), spacing=(1, 1)
+    )
+    assert regions.max() > 5
+    for axis in range(2):
         size = regions.shape[axis]
         low, high = regions.take(range(size - 1), axis), regions.take(range(1, size), axis)
-        assert lines.take(range(size - 1), axis)[low != high].all()
-    # only voxels with another region after them along some axis
-    count = sum((np.diff(regions, axis=a) != 0).sum() for a in range(3))
-    assert 0 < lines.sum() <= count
+        both = found.take(range(size - 1), axis) & found.take(range(1, size), axis)
+        assert not both[low != high].any()
+    numbers, _ = connected(found, np.ones((3, 3)))  # corners count too
+    assert all(len(np.unique(regions[numbers == k])) == 1 for k in range(1, numbers.max() + 1))
+    assert set(np.unique(regions[found != 0])) == set(np.unique(regions))  # no cell is lost
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 0}, {"merge": 1.0}, {"smooth": -1}, {"depth": 0}])

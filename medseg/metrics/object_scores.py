@@ -14,10 +14,11 @@ from medseg.metrics.instances import (
     mean_average_precision,
     panoptic_quality,
 )
+from medseg.metrics.membranes import MembraneCurve
 from medseg.metrics.metric import Metric
 from medseg.metrics.views import CaseView
 
-__all__ = ["OBJECT_SCORES", "mask_name"]
+__all__ = ["OBJECT_SCORES", "membranes_of", "titled_by_mask"]
 
 _CAICEDO = "Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7"
 _ISBI = "Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142"
@@ -93,7 +94,7 @@ def _scores() -> list[Metric]:
                 "`mask: true` asks for the written mask",
                 _ISBI,
                 thresholds=True,
-                title=lambda unit, mask=False, name=name: mask_name(name, mask),
+                title=titled_by_mask(name),
             )
             for name, attribute, text in (
                 ("V_rand", "v_rand", "Rand score: sum p_ij^2 / mean of sum s_i^2 and sum t_j^2"),
@@ -114,12 +115,17 @@ def _scores() -> list[Metric]:
 
 
 def _of_membranes(attribute: str, view: CaseView, mask: bool = False) -> float:
-    return getattr(view.mask_membranes if mask else view.membranes, attribute)
+    return getattr(membranes_of(view, mask), attribute)
 
 
-def mask_name(name: str, mask: bool) -> str:
-    """Name in tables of a score that is taken of the written mask although there may be probabilities."""
-    return f"{name} (mask)" if mask else name
+def membranes_of(view: CaseView, mask: bool = False) -> MembraneCurve:
+    """The case's curve: of the written mask, or of the probabilities where there are any."""
+    return view.mask_membranes if mask else view.membranes
+
+
+def titled_by_mask(name: str) -> Callable[..., str]:
+    """Names in tables of a score that may be taken of the written mask although there are probabilities."""
+    return lambda unit, mask=False: name + mask * " (mask)"
 
 
 OBJECT_SCORES: tuple[Metric, ...] = tuple(_scores())

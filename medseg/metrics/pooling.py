@@ -16,7 +16,7 @@ from medseg.metrics.instances import seg_terms
 from medseg.metrics.matching import match_instances
 from medseg.metrics.membranes import MembraneCurve
 from medseg.metrics.metric import Metric
-from medseg.metrics.object_scores import mask_name
+from medseg.metrics.object_scores import membranes_of, titled_by_mask
 from medseg.metrics.overlap import Confusion
 from medseg.metrics.views import CaseView, RegionView
 
@@ -259,8 +259,8 @@ def _pooled() -> list[Metric]:
                 f"{name}, {membranes}, or of the written masks with `mask: true`",
                 needs="instances",
                 thresholds=True,
-                terms=lambda view, mask=False: view.mask_membranes if mask else view.membranes,
-                title=lambda unit, mask=False, name=name: mask_name(f"Pooled{name}", mask),
+                terms=membranes_of,
+                title=titled_by_mask(f"Pooled{name}"),
                 over="case",
                 source="Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015.00142",
             )
