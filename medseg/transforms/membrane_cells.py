@@ -34,8 +34,8 @@ class CellsFromMembranes:
         depth: by how much a maximum of the smoothed probability stands out to be a basin.
 
     Returns:
-        (*spatial) of the label's type, 1 in cells: no two cells touch, not even by corners, at least one voxel of 0 parts
-        them.
+        (*spatial) of the label's type, 1 in cells: no two cells touch, not even by corners, at least one voxel of 0
+        parts them.
 
     >>> row = np.array([0.9] * 12 + [0.1] * 4 + [0.9] * 12)
     >>> shares = np.stack([1 - np.tile(row, (20, 1)), np.tile(row, (20, 1))])
