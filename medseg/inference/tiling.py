@@ -71,8 +71,7 @@ class TilePlan:
 
     def rows(self) -> Iterator[tuple[tuple[int, int], tuple[Tile, ...]]]:
         """Each slab with its tiles, in order."""
-        key = lambda tile: (tile.start[self.axis], tile.stop[self.axis])  # noqa: E731
-        for slab, tiles in itertools.groupby(self.tiles, key):
+        for slab, tiles in itertools.groupby(self.tiles, lambda tile: (tile.start[self.axis], tile.stop[self.axis])):
             yield slab, tuple(tiles)
 
 
