@@ -57,7 +57,7 @@ def stay_inside(path: Path, root: Path, spec: DatasetSpec, problems: Problems, c
     if spec.links:
         return path
     try:
-        inside(root, path)
+        inside(root, path.absolute())  # both may be relative to the working folder, and `inside` joins what is relative
     except ConfigError as error:
         error.case, error.fix = (
             case,

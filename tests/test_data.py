@@ -214,6 +214,29 @@ def test_links_out_of_the_root_are_refused_unless_allowed(pictures, tmp_path_fac
     assert len(find_cases(make_spec(PLAIN, links=True), pictures)) == 4
 
 
+@pytest.mark.parametrize("written", ["root", "./root", "../here/root", "../here/../here/root", "."])
+@pytest.mark.parametrize("linked", [None, "inside", "outside"])
+def test_a_root_relative_to_the_working_folder_is_guarded_as_an_absolute_one(tmp_path, monkeypatch, written, linked):
+    """`medseg data check NAME --data ../data` was refused, and a link out of `--data data` was let through."""
+    root = tmp_path / "here/root"
+    for number in range(2):
+        picture(root / f"images/{number}.png", square(100 + number))
+        picture(root / f"labels/{number}.png", square())
+    if linked:
+        file = root / "labels/0.png"
+        other = file.rename((root / "other.png") if linked == "inside" else tmp_path / "here/secret.png")
+        file.symlink_to(other)
+    monkeypatch.chdir(root if written == "." else tmp_path / "here")
+    spec = make_spec({"training": {"image": "images/{id}.png", "label": "labels/{id}.png"}})
+    if linked == "outside":
+        (problem,) = problems_of(lambda: find_cases(spec, written), 2)
+        assert problem.code == "E104"
+        return
+    cases = find_cases(spec, written)
+    assert [case.id for case in cases] == ["0", "1"]
+    assert load_sample(cases[0], spec)["label"].any()
+
+
 # --- folders and tables -----------------------------------------------------------------------------------------
 
 
