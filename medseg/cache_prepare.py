@@ -12,6 +12,7 @@ from typing import Any
 
 from medseg.data import Case
 from medseg.errors import MedsegError, ResourceError
+from medseg.processes import without_script
 
 __all__ = ["choose_workers", "run_jobs"]
 
@@ -36,7 +37,8 @@ def run_jobs(
     # fork is quick and shares what is imported; where threads make it unsafe (macOS) a fresh process is started
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start) as pool:
-        waiting = {pool.submit(_attempt, job, case): case for case in cases}
+        with without_script():
+            waiting = {pool.submit(_attempt, job, case): case for case in cases}
         try:
             for future in as_completed(dict(waiting)):
                 case = waiting.pop(future)

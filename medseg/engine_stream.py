@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medseg.batches import Batch, BatchMaker, Key
 from medseg.errors import MedsegError, TrainingError
+from medseg.processes import without_script
 
 __all__ = ["TIMEOUT", "BatchStream"]
 
@@ -57,7 +58,8 @@ class BatchStream:
                 worker_init_fn=_start_worker,
                 pin_memory=pin,
             )
-            self._source = iter(loader)
+            with without_script():
+                self._source = iter(loader)
 
     def __iter__(self) -> BatchStream:
         return self

@@ -6,12 +6,13 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
 from medseg.errors import MedsegError, ResourceError, UsageError, collect
+from medseg.processes import without_script
 
 __all__ = ["count_workers", "map_cases"]
 
@@ -46,7 +47,7 @@ def map_cases(
         except BrokenProcessPool as error:
             raise ResourceError(
                 "a scoring process was killed", code="E510", case=getattr(items[number], "case", None),
-                expected="enough memory for one case in each process; in a script, `if __name__ == '__main__':`",
+                expected="enough memory for one case in each process",
                 fix="use fewer processes (--workers 1)",
             ) from error  # fmt: skip
         except MedsegError as error:
@@ -59,7 +60,8 @@ def map_cases(
                 tick()
         else:
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-                waiting: dict[Future[Any], int] = {pool.submit(work, item): number for number, item in enumerate(items)}
+                with without_script():
+                    waiting = {pool.submit(work, item): number for number, item in enumerate(items)}
                 try:
                     while waiting:
                         for future in wait(waiting, return_when=FIRST_COMPLETED).done:

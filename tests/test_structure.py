@@ -46,6 +46,7 @@ EXTRA: dict[str, tuple[int, str]] = {
     "hardware": (4, "device, precision, threads, memory"),
     "package": (4, "a trained model as safetensors and JSON, read and written"),
     "cohort": (4, "many cases read, predicted and written at the same time"),
+    "processes": (4, "processes that do not run the caller's script again"),
     "tables": (4, "cases.csv and summary.json, read and written"),
     "views": (4, "small pictures of cases, which evaluation writes and the report shows"),
     "doctor": (6, "a program: what this machine offers"),
