@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,31 @@ def _try_build(
         return _check_deterministic(built, part, path, document)
     if kind == "network" and patch is not None:
         return _check_patch(built, part, patch, document)
+    if kind == "postprocess" and spec is not None:
+        return _check_classes(built, part, path, document, spec)
     return []
+
+
+def _check_classes(
+    built: Any, part: Component, path: Path_, document: Document, spec: DatasetSpec
+) -> list[MedsegError]:
+    """A threshold is for one structure; single objects are numbered in sets that know them, or know one structure."""
+    allowed = getattr(built, "classes", None)
+    if allowed is None or spec.has_instances or spec.out_channels in set(allowed) & {2}:
+        return []
+    rest = [step for number, step in enumerate(document.value["postprocess"]) if number != path[1]]
+    return [
+        ConfigError(
+            f"{part.name} is for one structure, the data set {spec.name} has {spec.out_channels - 1}",
+            code="E118",
+            field="postprocess",
+            file=str(document.place(path)),
+            expected="one label besides the background",
+            found=", ".join(name for index, name in spec.labels.items() if index),
+            fix=f"leave it out: --set 'postprocess={json.dumps(rest)}', and choose `metrics` and `best` to suit, or "
+            "take a pipeline for several structures (shapes, lung, liver)",
+        )
+    ]
 
 
 def _check_patch(network: Any, part: Component, patch: tuple[int, ...], document: Document) -> list[MedsegError]:

@@ -478,3 +478,21 @@ def test_a_checkpoints_pipeline_is_checked_too():
     assert len(caught.value.problems) > 3
     with pytest.raises(UsageError):
         DatasetSpec.from_dict({"name": "x"})
+
+
+@pytest.mark.parametrize("step", ["Threshold", "CellsFromMembranes", "InstancesFromProbability"])
+@pytest.mark.parametrize(("kinds", "objects"), [(1, False), (2, False), (2, True)])
+def test_a_step_for_one_structure_is_refused_for_several_before_training(folder, step, kinds, objects):
+    labels = "{0: background, 1: thing" + (", 2: other}" if kinds == 2 else "}")
+    entry = DATASETS.replace("{0: background, 1: thing}", labels)
+    (folder / "datasets.yaml").write_text(entry + ("  instances: components\n" if objects else ""), encoding="utf-8")
+    steps = f"postprocess=[{{RemoveSmallObjects: {{min_size: 20}}}}, {step}]"
+    if kinds == 1 or objects:
+        assert [part.name for part in load_pipeline("tiny", overrides=[steps]).postprocess][1] == step
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_pipeline("tiny", overrides=[steps])
+    assert (caught.value.code, caught.value.found) == ("E118", "thing, other")
+    (fix,) = [word for word in (caught.value.fix or "").split("'") if word.startswith("postprocess=")]
+    left = load_pipeline("tiny", overrides=[fix])
+    assert [part.name for part in left.postprocess] == ["RemoveSmallObjects"]

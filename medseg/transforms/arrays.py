@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -120,19 +120,25 @@ def spacing_of(array: Any, dims: int | None = None) -> tuple[float, ...] | None:
     return tuple(float(c) for c in columns)
 
 
-def needed_probabilities(probabilities: np.ndarray | None, step: object, classes: int | None = None) -> np.ndarray:
+class NeedsClasses(Protocol):
+    """A step of post-processing that works on so many classes, background included, and no other number."""
+
+    classes: tuple[int, ...]
+
+
+def needed_probabilities(probabilities: np.ndarray | None, step: NeedsClasses) -> np.ndarray:
     """The probabilities (K, *spatial) that a step of post-processing cannot do without.
 
     Raises:
-        UsageError: there are none, or not of `classes` (None: at least 2) classes.
+        UsageError: there are none, or not of as many classes as the step works on.
     """
     if probabilities is None:
         raise UsageError(f"{type(step).__name__} needs probabilities", field="probabilities")
-    if len(probabilities) < 2 or (classes is not None and len(probabilities) != classes):
+    if len(probabilities) not in step.classes:
         raise UsageError(
             f"{type(step).__name__} needs another number of classes",
             field="probabilities",
-            expected=classes or "at least 2",
+            expected=" or ".join(map(str, step.classes)),
             found=len(probabilities),
         )
     return probabilities

@@ -46,6 +46,7 @@ class CellsFromMembranes:
     """
 
     needs_probabilities = True
+    classes = (2,)
     local = False
 
     def __init__(self, threshold: float = 0.5, merge: float = 0.6, smooth: float = 2.0, depth: float = 0.02) -> None:
@@ -63,7 +64,7 @@ class CellsFromMembranes:
         self, label: np.ndarray, *, probabilities: np.ndarray | None = None, spacing: Sequence[float] = ()
     ) -> np.ndarray:
         """The cells."""
-        cell = needed_probabilities(probabilities, self, classes=2)[1]
+        cell = needed_probabilities(probabilities, self)[1]
         regions = joined_basins(cell, smooth=self.smooth, depth=self.depth, merge=self.merge)
         _, gap = part_instances(regions + 1)
         return ((cell > self.threshold) & ~gap).astype(label.dtype)

@@ -150,6 +150,7 @@ class Threshold:
     """
 
     needs_probabilities = True
+    classes = (2,)
     local = True
 
     def __init__(self, value: float | Literal["validation", "training"] = 0.5) -> None:
@@ -166,7 +167,7 @@ class Threshold:
         self, label: np.ndarray, *, probabilities: np.ndarray | None = None, spacing: Sequence[float] = ()
     ) -> np.ndarray:
         """The label image with 1 where the probability is above the threshold."""
-        shares = needed_probabilities(probabilities, self, classes=2)
+        shares = needed_probabilities(probabilities, self)
         value = 0.5 if isinstance(self.value, str) else self.value
         return (shares[1] > value).astype(label.dtype)
 
@@ -196,6 +197,7 @@ class InstancesFromProbability:
     """
 
     needs_probabilities = True
+    classes = (2, 3)
     local = False
 
     def __init__(
