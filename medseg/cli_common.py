@@ -16,9 +16,8 @@ from medseg.errors import MedsegError
 
 DataOption = Annotated[
     Path | None,
-    typer.Option(
-        "--data", help="Folder that holds the data sets (or MEDSEG_DATA).", envvar="MEDSEG_DATA", show_default=False
-    ),
+    # the environment is looked at where nothing else is known: a run that goes on has its own data folder
+    typer.Option("--data", help="Folder that holds the data sets (or MEDSEG_DATA).", show_default=False),
 ]
 PipelinesOption = Annotated[
     Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,17 +19,18 @@ data_app = typer.Typer(
 def data_list(data: DataOption = None, as_json: JsonOption = False) -> None:
     """All data sets that datasets.yaml knows, and whether they are in the data folder."""
     state["json"] = as_json
-    from medseg import config
+    from medseg import config, config_place
     from medseg import data as cases
     from medseg.errors import MedsegError
 
     rows = []
-    for name in config.dataset_names(root=data):
-        spec = config.load_dataset(name, root=data)
+    root = config_place.known_root(data, must_exist=True)
+    for name in config.dataset_names(root=root):
+        spec = config.load_dataset(name, root=root)
         found = "?"
-        if data is not None:
+        if root is not None:
             try:
-                found = str(len(cases.find_cases(spec, data, part="training")))
+                found = str(len(cases.find_cases(spec, root, part="training")))
             except MedsegError:
                 found = "-"
         rows.append([name, spec.modality, spec.dims, ", ".join(spec.labels.values()), found, spec.licence])
@@ -70,7 +72,7 @@ def data_check(
 ) -> None:
     """Read every image and label of a set and list every problem, with code and fix."""
     state["json"] = as_json
-    from medseg.data_place import data_root
+    from medseg.config_place import data_root
 
     root = data_root(data)  # before the rest of the imports, which take seconds
     from medseg import checking, config
@@ -104,7 +106,7 @@ def data_fetch(
 ) -> None:
     """Download and unpack a set whose address and checksum datasets.yaml knows; else say where to get it."""
     state["json"] = as_json
-    from medseg.data_place import data_root
+    from medseg.config_place import data_root
 
     root = data_root(data, must_exist=False)
     from medseg import config, fetching
@@ -142,7 +144,7 @@ def data_add(
 ) -> None:
     """Look at a folder of images and labels and write its entry into DATA/datasets.yaml."""
     state["json"] = as_json
-    from medseg.data_place import data_root
+    from medseg.config_place import data_root
 
     root = data_root(data)
     from medseg import entry
@@ -161,7 +163,7 @@ def data_add(
     for line in result.notes:
         note(line)
     say(f"added {name} to {result.file}: {result.cases} cases")
-    say(f"next: medseg data check {name} --data {data}")
+    say(f"next: {shlex.join(['medseg', 'data', 'check', name, *(['--data', str(data)] if data else [])])}")
     if as_json:
         show_json({"file": result.file, "cases": result.cases, "entry": result.entry, "notes": result.notes})
 

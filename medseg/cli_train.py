@@ -23,6 +23,7 @@ from medseg.cli_common import (
 
 
 def train(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="A pipeline, a YAML file, or a data set with --pipeline.")] = None,
     data: DataOption = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")] = Path("runs"),
@@ -49,14 +50,11 @@ def train(
     before any image is opened. Ctrl-C saves and says how to go on.
     """
     state["json"] = as_json
-    from medseg.data_place import data_root
-    from medseg.errors import UsageError
+    from medseg.config_place import data_root
 
     overrides = [*(settings or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
-    if resume is not None and (find_lr or name is not None):
-        raise UsageError(
-            "a run that goes on has its own pipeline", field="--resume", fix="leave NAME and --find-lr out"
-        )
+    if resume is not None:
+        _refuse_beside_resume(context)
     if resume is None and name is not None and data is None:
         data_root(data)  # told before what takes seconds to load; a folder that is not there, after wrong settings
     from medseg import training
@@ -94,6 +92,18 @@ def train(
         show_json({"runs": runs, "reports": reports})
 
 
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """What a run that goes on has of its own cannot be said again; it would be ignored."""
+    from medseg.errors import UsageError
+
+    options = ("name", "output", "pipeline", "pipelines", "fold", "init", "find_lr")
+    given = [name for name in options if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"]
+    if given:
+        told = ", ".join("NAME" if name == "name" else f"--{name.replace('_', '-')}" for name in given)
+        text = "a run that goes on has its own pipeline, data set, fold, weights and place"
+        raise UsageError(text, field="--resume", found=told, fix=f"leave out {told}; --set train.* can extend the run")
+
+
 def _pipeline_for(
     name: str | None, pipeline: str | None, folder: Path | None, overrides: list[str], data: Path | None
 ) -> Any:
@@ -109,7 +119,19 @@ def _pipeline_for(
             fix="medseg train NAME",
         )
     if pipeline is None:
-        return config.load_pipeline(name, folder=folder, overrides=overrides, root=data)
+        own = name in config.dataset_names(root=data)
+        if own and name not in config.pipeline_names(folder):
+            text, fix = (
+                f"`{name}` is a data set, and there is no pipeline of that name",
+                "--pipeline P, for example cell",
+            )
+            raise UsageError(text, code="E101", field="--pipeline", expected="whose choices to use", fix=fix)
+        chosen = config.load_pipeline(name, folder=folder, overrides=overrides, root=data)
+        if own and chosen.dataset != name:
+            text = f"`{name}` is a data set, and also a pipeline for another one, {chosen.dataset}"
+            fix = f"write `dataset: {name}` into {config.pipeline_file(name, folder=folder)}, or add --pipeline {name}"
+            raise UsageError(text, code="E101", field="NAME", fix=fix)
+        return chosen
     chosen = config.load_pipeline(pipeline, folder=folder, overrides=[f"dataset={name}", *overrides], root=data)
     return chosen.model_copy(update={"name": name})  # runs of a data set of one's own are found under its name
 
@@ -168,6 +190,11 @@ def _pool_folds(runs: list[Path]) -> Path:
     from medseg import evaluation
     from medseg import report as program
 
-    result = evaluation.pool_runs(runs)
+    folder = runs[0].parent / "cross_validation"
+    earlier = 1
+    while folder.exists():  # of other seeds, or of another number of folds
+        earlier += 1
+        folder = folder.with_name(f"cross_validation_{earlier}")
+    result = evaluation.pool_runs(runs, output=folder)
     show_summary(result, _chosen_metrics(runs[0]), title="Scores, all folds together")
     return program.write_report(result.folder)

@@ -18,6 +18,7 @@ from medseg.component import Component, nearest, parse_component
 from medseg.config_dataset import DatasetSpec
 from medseg.config_model import Strict, validate
 from medseg.config_override import BUDGETS, apply_overrides, parse_settings
+from medseg.config_place import known_root
 from medseg.config_yaml import Document, parse_yaml, read_yaml, write_yaml
 from medseg.errors import ConfigError, collect
 
@@ -178,11 +179,11 @@ def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path 
     Args:
         name: its name in a datasets.yaml.
         file: read this file only.
-        root: the data root; its datasets.yaml (written by `medseg data add`) is looked at before ./datasets.yaml and
-            the one that comes with medseg.
+        root: the data root, MEDSEG_DATA when None; its datasets.yaml comes before ./datasets.yaml and medseg's own.
 
     Raises:
         ConfigError: no such data set (the nearest name is told), or everything that is wrong with its entry.
+        UsageError: E102, nor is there such a data root.
     """
     known: list[str] = []
     for path in _dataset_files(file, root):
@@ -198,6 +199,7 @@ def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path 
         if spec is None:
             raise collect(problems)
         return spec
+    known_root(root, must_exist=True)  # a folder that is not there cannot tell of its sets
     near = nearest(name, known)
     raise ConfigError(
         f"unknown data set `{name}`", code="E112", field="dataset", expected=", ".join(sorted(set(known))), found=name,
@@ -242,10 +244,10 @@ def pipeline_names(folder: str | Path | None = None) -> list[str]:
 def to_yaml(model: Pipeline | DatasetSpec) -> str:
     """A pipeline or a data set's facts as YAML that reads back equal; keys that hold their default are left out."""
     plain = model.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(model, Pipeline):
-        title, _ = plain.pop("title", ""), plain.pop("name", "")
-        return f"# {' '.join(title.split())}\n{write_yaml(plain)}" if title else write_yaml(plain)
-    return write_yaml(entry_of(plain))
+    if not isinstance(model, Pipeline):
+        return write_yaml(entry_of(plain))
+    title, _ = plain.pop("title", ""), plain.pop("name", "")
+    return f"# {' '.join(title.split())}\n{write_yaml(plain)}" if title else write_yaml(plain)
 
 
 def entry_of(plain: dict[str, Any]) -> dict[str, Any]:
@@ -284,8 +286,8 @@ def _pipeline_folders(folder: str | Path | None) -> list[Path]:
 def _dataset_files(file: str | Path | None, root: str | Path | None) -> list[Path]:
     if file is not None:
         return [Path(file)]
-    places = [*([] if root is None else [Path(root)]), Path(), resource_folder()]
-    found = [place / "datasets.yaml" for place in places]
+    places = [known_root(root), Path(), resource_folder()]
+    found = [place / "datasets.yaml" for place in places if place is not None]
     return [path for i, path in enumerate(found) if path.is_file() and path not in found[:i]]
 
 

@@ -66,6 +66,10 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             places.setdefault(path[:end], place)  # keys that only the setting has brought in
         if len(keys) == 2 and keys[0] == "train" and keys[1] in BUDGETS and new is not None:
             chosen.add(keys[1])
+    if len(chosen) > 1:
+        said = ", ".join(f"train.{name}" for name in sorted(chosen))
+        one = f"one of {', '.join(BUDGETS)}"
+        problems.append(ConfigError("two budgets were given", code="E114", field="--set", expected=one, found=said))
     if problems:
         raise collect(problems)
     if chosen and isinstance(value, dict) and isinstance(value.get("train"), dict):

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from medseg.config import DatasetSpec
+from medseg.config_place import data_root
 from medseg.data_layout import PARTS, Case, list_cases
-from medseg.data_place import data_root
 from medseg.data_reading import read_channels, read_fov, read_instances, read_reference
 from medseg.errors import MedsegError, UsageError, collect
 from medseg.splitting import Fold, check_leaks, make_split

@@ -11,12 +11,12 @@ from typing import Any
 
 from medseg.config import DatasetSpec, dataset_names, entry_of
 from medseg.config_dataset import Layout
+from medseg.config_place import data_root
 from medseg.config_yaml import write_yaml
 from medseg.data_case import Case
 from medseg.data_folder import read_dataset_json
 from medseg.data_layout import list_cases
 from medseg.data_pattern import match_pattern
-from medseg.data_place import data_root
 from medseg.data_table import read_table
 from medseg.entry_looking import look_at_images, look_at_labels
 from medseg.entry_pairing import instance_pattern, pair_patterns

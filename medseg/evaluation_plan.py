@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.errors import CheckpointError, ConfigError, DataError, UsageError
 from medseg.evaluation_attention import has_attention
 from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases
 from medseg.evaluation_scoring import Scoring
@@ -204,22 +204,29 @@ def _facts_of_run(folder: Path, data: str | Path | None) -> tuple[Any, Any]:
 
     if not (folder / "pipeline.yaml").is_file():
         raise CheckpointError("this is no run", code="E360", field="run", file=folder, expected="pipeline.yaml in it")
-    root = _root_of_run(folder, data, must_exist=False)
-    pipeline = load_pipeline(folder / "pipeline.yaml", root=root)
-    return pipeline, load_dataset(pipeline.dataset, root=root)
+    missing = root = None
+    try:
+        root = _root_of_run(folder, data, must_exist=False)
+    except UsageError as error:  # names and scores of the sets that come with medseg are known without a folder
+        missing = error
+    try:
+        pipeline = load_pipeline(folder / "pipeline.yaml", root=root)
+        return pipeline, load_dataset(pipeline.dataset, root=root)
+    except ConfigError:
+        if missing is not None:
+            raise missing from None
+        raise
 
 
 def _root_of_run(folder: Path, data: str | Path | None, *, must_exist: bool = True) -> Path:
     """The data root: as given, else the one that the run was trained from."""
     from medseg.data import data_root
 
-    if data is None:
-        try:
-            data = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("data")
-        except (OSError, ValueError, AttributeError):
-            data = None
-        data = data if isinstance(data, str) and Path(data).is_dir() else None
-    return data_root(data, must_exist=must_exist)
+    try:
+        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("data")
+    except (OSError, ValueError, AttributeError):
+        known = None
+    return data_root(data, known=known, must_exist=must_exist)
 
 
 def _dataset(name: str, data: str | Path | None) -> Any:

@@ -68,7 +68,7 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] | None = 5
         fix = (
             f"add cases, or --set train.folds={units}"
             if units >= 2
-            else "add cases: one is trained on, one is validated on"
+            else "add cases: one is trained on, one is validated on; or --fold none, which keeps none back"
         )
         raise UsageError(
             "too few cases to split",

@@ -8,6 +8,7 @@ train(None, resume=run)                            # continues where it stopped,
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: Ru
             text = "the checkpoint is not one of this run's network and optimizer"
             found = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(text, code="E363", file=run.path, found=found) from error
-        session.notices += plan.reopen(session)
+        session.notices += plan.reopen(session, prepared.keys)
     return session
 
 
@@ -173,20 +174,20 @@ def _describe(plan: Plan, prepared: Prepared, session: Session) -> None:
     run = session.run
     run.write_text("pipeline.yaml", to_yaml(plan.pipeline))
     run.write_json("split.json", session.split)
-    keys = {name: getattr(case, "folder", Path("not stored")).name for name, case in prepared.training.items()}
-    keys |= {name: getattr(case, "folder", Path("not stored")).name for name, case in prepared.validation.items()}
     facts = provenance(
         data=str(plan.root.resolve()),
         dataset=plan.spec.name,
         hardware=session.hardware.describe(),
         processes=session.group.world,
         iterations_per_epoch=session.per_epoch,
-        cases=keys,
+        cases=prepared.keys,
         notices=session.notices,
     )
     earlier = run.read_json("provenance.json") if plan.state is not None else None
     if isinstance(earlier, dict):
-        facts["earlier"] = [*earlier.pop("earlier", []), {k: v for k, v in earlier.items() if k != "cases"}]
+        before = earlier.get("cases", {})
+        earlier["cases"] = {name: key for name, key in before.items() if prepared.keys.get(name) != key}
+        facts["earlier"] = [*earlier.pop("earlier", []), earlier]
     run.write_json("provenance.json", facts)
 
 
@@ -279,8 +280,9 @@ def _status(run: RunFolder, group: Group, show: Any) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
+        command = shlex.join(["medseg", "train", "--resume", str(run.path)])
         note("interrupted", 128 + stopped.number, stopped.name)
-        show(f"stopped by {stopped.name}; everything is saved. Continue with: medseg train --resume {run.path}")
+        show(f"stopped by {stopped.name}; everything is saved. Continue with: {command}")
         if stopped.name == "SIGINT":
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stopped.number) from None

@@ -48,10 +48,21 @@ class Plan:
                 path = str(RunFolder.create(self.output, self.name, fold=self.fold).path)
         return RunFolder(group.share_text(path))
 
-    def reopen(self, session: Session) -> list[str]:
-        """Take note of what differs from when the state was saved; what should be told."""
+    def reopen(self, session: Session, keys: Mapping[str, str]) -> list[str]:
+        """Take note of what differs from when the state was saved; what should be told.
+
+        Args:
+            keys: case -> name of its content in the store, which changes with its files, medseg and the libraries.
+        """
         assert self.state is not None
         told = []
+        before = (session.run.read_json("provenance.json") or {}).get("cases", {})
+        if other := [name for name, key in keys.items() if before.get(name, key) != key]:
+            told.append(
+                f"{len(other)} of {len(keys)} cases are not what they were when the run began "
+                f"({', '.join(other[:10])}): "
+                "their files, medseg or a library changed; the run goes on with them as they are now"
+            )
         for name, now in (
             ("processes", session.group.world),
             ("threads", session.hardware.threads),
@@ -142,14 +153,12 @@ def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Seque
             found=f"ended by {finished}",
             fix="extend it, for example with --set train.epochs=...",
         )
-    if data is None:
-        known = (run.read_json("provenance.json") or {}).get("data")
-        data = known if isinstance(known, str) and Path(known).is_dir() else None
+    root = data_root(data, known=(run.read_json("provenance.json") or {}).get("data"))
     notices.append(f"continuing after iteration {state['progress']['iteration']}")
     return Plan(
         pipeline,
         spec,
-        data_root(data),
+        root,
         run.path,
         run.path.parent.name,
         None if split["fold"] is None else int(split["fold"]),

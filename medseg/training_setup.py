@@ -48,6 +48,12 @@ class Prepared:
     notices: list[str] = field(default_factory=list)
 
     @property
+    def keys(self) -> dict[str, str]:
+        """Id of a case -> the name of its content in the store."""
+        stored = {**self.training, **self.validation}
+        return {name: getattr(case, "folder", Path("not stored")).name for name, case in stored.items()}
+
+    @property
     def patients(self) -> dict[str, str]:
         """Id of a case -> its group, "" where it has none."""
         return {name: case.group for name, case in self.cases.items()}

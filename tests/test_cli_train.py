@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 from tiny import tiny_pipeline, write_cases
@@ -17,6 +18,12 @@ def call(*arguments) -> int:
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
     return int(ended.value.code or 0)
+
+
+def told(capsys) -> dict:
+    """The only error of a call with --json."""
+    (problem,) = json.loads(capsys.readouterr().out)["error"]
+    return problem
 
 
 @pytest.fixture
@@ -41,6 +48,81 @@ def test_every_fold_with_pooled_scores_and_their_ensemble(place, capsys):
         (f"c{number}", label) for number in range(4) for label in ("ball", "core")
     ]
     assert len(load_model(pooled).networks) == 2
+
+
+def test_a_second_series_of_folds_leaves_the_pooled_scores_of_the_first(place, capsys):
+    command = ["train", place / "tiny.yaml", "--data", place / "data", "-o", place / "runs", "--fold", "all"]
+    for seed in (0, 1):
+        assert call(*command, "--cache", place / "cache", "--device", "cpu", "--set", f"train.seed={seed}") == 0
+    said = capsys.readouterr().out
+    for name in ("cross_validation", "cross_validation_2"):
+        assert str(place / "runs" / "tiny" / name / "report.html") in said
+        assert (place / "runs" / "tiny" / name / "cases.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("also", "found"),
+    [
+        (["--fold", "1"], "--fold"),
+        (["-o", "elsewhere"], "--output"),
+        (["--pipeline", "cell", "--init", "x"], "--pipeline, --init"),
+        (["liver"], "NAME"),
+        (["--find-lr"], "--find-lr"),
+        (["--pipelines", "."], "--pipelines"),
+    ],
+)
+def test_what_a_run_that_goes_on_would_ignore_is_refused(capsys, also, found):
+    assert call("train", "--resume", "runs/x", "--json", *also) == 2
+    problem = told(capsys)
+    assert (problem["code"], problem["field"], problem["found"]) == ("E101", "--resume", found)
+
+
+def test_a_run_goes_on_with_its_own_data_whatever_the_environment_says(place, capsys, monkeypatch):
+    at = ["--cache", place / "cache", "--device", "cpu", "--no-report"]
+    command = ["train", place / "tiny.yaml", "--data", place / "data", "-o", place / "runs", *at]
+    assert call(*command) == 0
+    (run,) = (place / "runs" / "tiny").iterdir()
+    write_cases(place / "other", 4, seed=1)
+    monkeypatch.setenv("MEDSEG_DATA", str(place / "other"))
+    assert call("train", "--resume", run, "--set", "train.epochs=2", *at) == 0
+    assert json.loads((run / "provenance.json").read_text())["data"] == str(place / "data")
+    assert "not what they were" not in capsys.readouterr().err
+    (place / "data").rename(place / "moved")
+    monkeypatch.delenv("MEDSEG_DATA")
+    assert call("train", "--resume", run, "--set", "train.epochs=3", *at) == 2
+    said = capsys.readouterr().err
+    assert "the run's data are not where they were" in said
+    assert str(place / "data") in said
+    assert call("train", "--resume", run, "--set", "train.epochs=3", "--data", place / "moved", *at) == 0
+
+
+def test_a_data_set_s_name_is_not_taken_for_a_pipeline_s(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    ask = ["--data", "data", "--json"]
+
+    def problem(*arguments):
+        assert call("train", *arguments) == 2
+        return told(capsys)
+
+    assert "there is no pipeline of that name" in problem("tiny", *ask)["message"]
+    # a typing error in the folder's name is not one in the data set's
+    wrong = problem("tiny", "--pipeline", "cell", "--data", "dta", "--json")
+    assert (wrong["code"], wrong["file"]) == ("E102", "dta")
+    # `medseg pipelines copy liver pipelines/tiny.yaml`, its data set not yet changed
+    (place / "pipelines").mkdir()
+    assert call("pipelines", "copy", "liver", "pipelines/tiny.yaml") == 0
+    capsys.readouterr()
+    wrong = problem("tiny", *ask)
+    assert "also a pipeline for another one, liver" in wrong["message"]
+    assert "`dataset: tiny`" in wrong["fix"]
+
+
+def test_two_budgets_on_the_command_line_are_blamed_on_it(place, capsys):
+    asked = ["--minutes", "0.1", "--set", "train.epochs=3"]
+    assert call("train", place / "tiny.yaml", "--data", place / "data", "--json", *asked) == 2
+    problem = told(capsys)
+    assert (problem["code"], problem["field"], problem["found"]) == ("E114", "--set", "train.epochs, train.minutes")
+    assert problem["file"] is None
 
 
 def test_only_the_first_of_several_processes_tells_the_run(place, capsys, monkeypatch):

@@ -28,6 +28,7 @@ from medseg.data import find_cases, load_sample
 from medseg.engine_budget import Progress
 from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
 from medseg.handlers_signals import Signals
+from medseg.run import RunFolder
 from medseg.training import find_learning_rate, train
 from medseg.training_plan import Plan
 from medseg.training_rate import suggest
@@ -209,14 +210,33 @@ def test_resumed_on_other_processes_threads_or_number_type_it_says_that_it_is_in
 
     def told(processes, threads, precision):
         hardware = SimpleNamespace(threads=threads, precision=precision)
-        session = SimpleNamespace(group=SimpleNamespace(world=processes), hardware=hardware, progress=Progress())
+        session = SimpleNamespace(
+            group=SimpleNamespace(world=processes), hardware=hardware, progress=Progress(), run=RunFolder(Path())
+        )
         here = Path()
-        return Plan(tiny_pipeline(), SimpleNamespace(), here, here, "tiny", state=saved).reopen(session)  # pyright: ignore
+        plan = Plan(tiny_pipeline(), SimpleNamespace(), here, here, "tiny", state=saved)  # pyright: ignore
+        return plan.reopen(session, {"c1": "abc"})  # pyright: ignore
 
     assert told(1, 4, "bf16") == []
     rest = "the run goes on, but not bit for bit as it would have"
     assert told(2, 4, "bf16") == [f"processes: 1 before, 2 now: {rest}"]
     assert told(1, 2, "fp32") == [f"threads: 4 before, 2 now: {rest}", f"precision: bf16 before, fp32 now: {rest}"]
+
+
+def test_a_case_that_changed_since_the_run_began_is_told(reference, place, tmp_path):
+    copy, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(reference, copy)
+    shutil.copytree(place / "data", data)
+    changed = data / "images/c2.nii.gz"
+    image = nibabel.load(changed)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata() + 1, image.affine), changed)
+    train(None, resume=copy, data=data, cache=place / "cache", overrides=["train.epochs=3"], progress=False)
+    facts = json.loads((copy / "provenance.json").read_text())
+    (notice,) = [text for text in facts["notices"] if "not what they were" in text]
+    assert notice.startswith("1 of 6 cases are not what they were when the run began (c2)")
+    before = json.loads((reference / "provenance.json").read_text())["cases"]
+    assert facts["earlier"][-1]["cases"] == {"c2": before["c2"]}
+    assert facts["cases"]["c2"] != before["c2"]
 
 
 def test_nothing_to_resume_is_an_error(place, tmp_path):
