@@ -18,6 +18,7 @@ from medseg.cli_common import (
     DebugOption,
     DeviceOption,
     JsonOption,
+    call,
     examples,
     exit_codes,
     newest,
@@ -50,16 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends with SystemExit, whose code is one of medseg's."""
     state.update(debug=False, json=False)
     with exit_codes():
-        try:
-            code = app(args=arguments, standalone_mode=False)
-        except typer.Abort as aborted:  # what Ctrl-C becomes in some versions of typer; in others it is code 130
-            raise KeyboardInterrupt from aborted
-        except Exception as error:
-            # wrong options: typer's own error class has moved between versions, its two methods have not
-            if not (hasattr(error, "show") and hasattr(error, "exit_code")):
-                raise
-            error.show()
-            sys.exit(error.exit_code)
+        code = call(app, sys.argv[1:] if arguments is None else arguments)
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,30 @@ state: dict[str, bool] = {"debug": False, "json": False}
 # when torch is loaded, so it is set here, where nothing heavy has been imported; the user's own choice stays.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `~` as the home folder, where a shell leaves it: `--data=~/images`, `'~/images'`.
+
+    >>> expand_home(["--data=~/x", "--set", "a~b=c"]) == [f"--data={Path.home()}/x", "--set", "a~b=c"]
+    True
+    """
+    home = Path.home().as_posix()
+    return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + home, text) for text in arguments]
+
+
+def call(app: typer.Typer, arguments: Sequence[str]) -> Any:
+    """Run a command and return what it returns; wrong options end with typer's own words and code."""
+    try:
+        return app(args=expand_home(arguments), standalone_mode=False)
+    except typer.Abort as aborted:  # what Ctrl-C becomes in some versions of typer; in others it is code 130
+        raise KeyboardInterrupt from aborted
+    except Exception as error:
+        # typer's own error class has moved between versions, its two methods have not
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        sys.exit(error.exit_code)
 
 
 def examples(*lines: str) -> str:

@@ -181,3 +181,19 @@ def test_doctor_passes_its_own_test(capsys):
     assert [check for check in facts["self_test"] if not check["passed"]] == []
     assert code == 0
     assert facts["threads"]["cores"] >= 1
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    """bash does not expand `--data=~/images`; a folder called ~ would be made, and removed with `rm -rf ~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for written in ("--data=~/images", "--data=~"):
+        with pytest.raises(SystemExit) as ended:
+            main(["data", "list", written])
+        assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "list", "--data", "~/none"])
+    assert ended.value.code == 2
+    assert f"file: {tmp_path}/none" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
