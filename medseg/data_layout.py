@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,7 +34,7 @@ def list_cases(spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
         reader = next(read for name, read in _READERS.items() if getattr(layout, name) is not None)
         cases, found = reader(layout, spec, root)
         if cases or found:
-            cases, problems = _unique(cases), [*found, *_repeated(cases)]
+            cases, problems = _unique(cases), [*found, *_repeated(cases), *_own_images(cases)]
             break
     else:
         return [], problems
@@ -71,6 +72,18 @@ def _repeated(cases: list[Case]) -> Iterator[MedsegError]:
                 "two cases have the same id", code="E352", case=case.id, file=next(iter(case.images), None), fix=fix
             )
         seen.add(case.id)
+
+
+def _own_images(cases: list[Case]) -> Iterator[MedsegError]:
+    for case in cases:
+        own = {os.path.realpath(path) for path in case.images}
+        more = {"label": (case.label,), "instance mask": case.instances, "field-of-view mask": (case.fov,)}
+        for what, paths in more.items():
+            for path in paths:
+                if path is not None and os.path.realpath(path) in own:
+                    fix = "name the files of images and labels so that their patterns, or the rows of the table, differ"
+                    message = f"the {what} of a case is its own image"
+                    yield DataError(message, code="E357", case=case.id, file=path, fix=fix)
 
 
 def _group(cases: list[Case], spec: DatasetSpec, problems: Problems) -> list[Case]:

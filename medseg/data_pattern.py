@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from medseg.data_case import PARTS, Case, Problems, stay_inside
 from medseg.errors import ConfigError, DataError, MedsegError
 from medseg.volumes import case_id, natural_key
 
-__all__ = ["by_pattern", "match_pattern"]
+__all__ = ["by_pattern", "match_images", "match_pattern"]
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -26,7 +27,7 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
         files: PartFiles | None = getattr(layout, part)
         if files is None:
             continue
-        found = {_id_of(values, path): (values, path) for values, path in match_pattern(files.image[0], root)}
+        found = {_id_of(values, path): (values, path) for values, path in match_images(files, root)}
         if not found and files.ids is not None and not (root / files.ids).exists():
             continue  # the set is not here at all, or in another layout
         wanted = None if files.ids is None else _read_ids(files.ids, spec, root, problems)
@@ -104,14 +105,39 @@ def _orphans(files: PartFiles, found: dict[str, Any], root: Path) -> Iterator[Me
         return
     for values, path in match_pattern(pattern, root):
         name = _id_of(values, None)
-        if name not in found:
+        text = path.relative_to(root).as_posix()
+        if name not in found and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
             fix = "add the image, or remove the label"
             expected = _fill(files.image[0], values)
             yield DataError("a label has no image", code="E351", case=name, file=path, expected=expected, fix=fix)
 
 
+def match_images(files: PartFiles, root: Path) -> list[tuple[dict[str, str], Path]]:
+    """`match_pattern` for the images of a part, without the files that are its labels, masks or further channels.
+
+    Where the pattern of images fits these too (`{id}.png` beside `{id}_mask.png`), a file belongs to the pattern with
+    more fixed text: `x1_mask.png` is the label of `x1` and no image `x1_mask`.
+    """
+    first = files.image[0]
+    others = [text for text in (files.label, files.instances, files.fov, *files.image[1:]) if text and "*" not in text]
+    return [
+        (values, path)
+        for values, path in match_pattern(first, root)
+        if not any(_is_of(other, path.relative_to(root).as_posix(), values, _fixed(first)) for other in others)
+    ]
+
+
 def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]:
     """(values of the placeholders, path) for everything below `root` that fits the pattern, in natural order."""
+    compiled = _compile(pattern)
+    wildcard = "*".join(map(glob.escape, _PLACEHOLDER.split(pattern)[::2]))
+    pairs = ((compiled.fullmatch(Path(text).as_posix()), root / text) for text in glob.glob(wildcard, root_dir=root))
+    found = [(match.groupdict(), path) for match, path in pairs if match]
+    return sorted(found, key=lambda pair: natural_key(pair[1]))
+
+
+@lru_cache(maxsize=64)
+def _compile(pattern: str) -> re.Pattern[str]:
     literal = _PLACEHOLDER.split(pattern)  # text, name, text, name, ..., text
     seen: set[str] = set()
     expression = re.escape(literal[0])
@@ -119,11 +145,17 @@ def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]
         # a name's second appearance has to hold the same text as its first
         expression += (f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)") + re.escape(text)
         seen.add(name)
-    compiled = re.compile(expression)
-    wildcard = "*".join(map(glob.escape, literal[::2]))
-    pairs = ((compiled.fullmatch(Path(text).as_posix()), root / text) for text in glob.glob(wildcard, root_dir=root))
-    found = [(match.groupdict(), path) for match, path in pairs if match]
-    return sorted(found, key=lambda pair: natural_key(pair[1]))
+    return re.compile(expression)
+
+
+def _fixed(pattern: str) -> int:
+    return len(_PLACEHOLDER.sub("", pattern))
+
+
+def _is_of(pattern: str, text: str, values: dict[str, str], least: int) -> bool:
+    """Whether a file with these values fits another pattern of at least so much fixed text as another case's file."""
+    match = _compile(pattern).fullmatch(text) if _fixed(pattern) >= least else None
+    return match is not None and match.groupdict() != values
 
 
 def _fill(pattern: str, values: dict[str, str], *, escape: bool = False) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from medseg.config_yaml import write_yaml
 from medseg.data_case import Case
 from medseg.data_folder import read_dataset_json
 from medseg.data_layout import list_cases
-from medseg.data_pattern import match_pattern
+from medseg.data_pattern import match_images
 from medseg.data_table import read_table
+from medseg.entry_files import below, expand, without_labels
 from medseg.entry_looking import look_at_images, look_at_labels
 from medseg.entry_pairing import instance_pattern, pair_patterns
 from medseg.errors import ConfigError, UsageError, collect
@@ -104,14 +104,15 @@ def describe_files(
 ) -> tuple[DatasetSpec, list[Case], list[str]]:
     """The facts of `add_dataset`, the cases, and notes, without writing anything."""
     told: dict[str, Any] = {}
+    notes: list[str] = []
     if sum(way is not None for way in (images, folder, csv)) != 1:
         raise UsageError("give one of --images, --folder, --csv", expected="one", found="several or none")
     if images is not None:
-        layout = _from_patterns(root, images, labels, instances)
+        layout, notes = _from_patterns(root, images, labels, instances)
     elif folder is not None:
         layout, told = _from_folder(root, folder)
     else:
-        layout = Layout(csv=_below(root, csv or ""))
+        layout = Layout(csv=below(root, csv or ""))
         columns, _ = read_table(root / str(layout.csv))
         count = sum(re.fullmatch("image_[0-9]+", column) is not None for column in columns)
         told = {"channels": [f"channel {i}" for i in range(1, count + 1)]} if count > 1 else {}
@@ -142,7 +143,7 @@ def describe_files(
             facts[key] = value
     spec = DatasetSpec.from_dict({key: value for key, value in facts.items() if value is not None})
     groups = {case.group for case in labelled}
-    notes = [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
+    notes += [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
     if group is not None:
         notes.append(f"{len(labelled)} cases in {len(groups)} groups that stay together in every split")
     else:
@@ -150,47 +151,35 @@ def describe_files(
     return spec, cases, notes
 
 
-def _from_patterns(root: Path, images: str, labels: str | None, instances: str | None) -> Layout:
+def _from_patterns(root: Path, images: str, labels: str | None, instances: str | None) -> tuple[Layout, list[str]]:
     if (labels is None) == (instances is None):
         raise UsageError("give --labels or --instances with --images", expected="one of the two", found="both or none")
-    image_files = _expand(root, images, "--images")
-    other_files = _expand(root, labels or instances or "", "--labels" if labels else "--instances")
+    image_files = expand(root, images, "--images")
+    option = "--labels" if labels else "--instances"
+    other_files = expand(root, labels or instances or "", option)
+    image_files, notes = without_labels(image_files, other_files, option)
     if labels is not None:
         image, other = pair_patterns(image_files, other_files)
         files = {"image": image, "label": other}
     else:
         image, other = instance_pattern(image_files, other_files)
         files = {"image": image, "instances": other}
-    matched = {path.relative_to(root).as_posix() for _, path in match_pattern(image, root)}
+    layout = Layout.model_validate({"training": files})
+    assert layout.training is not None
+    matched = {path.relative_to(root).as_posix() for _, path in match_images(layout.training, root)}
     if extra := sorted(matched - set(image_files), key=natural_key):
         fix = "put images and labels into folders of their own, or give a table with --csv"
         message = "images cannot be told from other files by their names"
         raise UsageError(message, code="E120", field="--images", expected=image, found=", ".join(extra[:5]), fix=fix)
-    return Layout.model_validate({"training": files})
-
-
-def _expand(root: Path, pattern: str, option: str) -> list[str]:
-    """Files of a pattern, as paths below the root; the pattern is below the root, or a path that leads into it."""
-    plain = re.sub(r"\{\w+\}", "*", pattern)
-    found = glob.glob(plain, root_dir=root, recursive=True) if not Path(plain).is_absolute() else []
-    if not found:
-        base = root.resolve()
-        paths = [Path(text).resolve() for text in glob.glob(plain, recursive=True)]
-        outside = [path for path in paths if not path.is_relative_to(base)]
-        if outside:
-            fix = "give the folder that holds images and labels with --data"
-            raise UsageError(
-                "files lie outside the data folder", code="E104", field=option, file=outside[0], expected=base, fix=fix
-            )
-        found = [path.relative_to(base).as_posix() for path in paths]
-    if not found:
-        fix = "quote the pattern so that the shell leaves it alone: 'images/*.png'"
-        raise UsageError("no file matches", code="E103", field=option, file=root, found=pattern, fix=fix)
-    return sorted((Path(text).as_posix() for text in found), key=natural_key)
+    if lost := [path for path in image_files if path not in matched]:
+        fix = "name the files alike, or give a table with --csv"
+        message = "images that no pattern finds together with the others"
+        raise UsageError(message, code="E120", field="--images", expected=image, found=", ".join(lost[:5]), fix=fix)
+    return layout, notes
 
 
 def _from_folder(root: Path, folder: str | Path) -> tuple[Layout, dict[str, Any]]:
-    place = _below(root, folder)
+    place = below(root, folder)
     table, problems = read_dataset_json(root / place / "dataset.json", ("labels",))
     if problems:
         raise collect(problems)
@@ -231,16 +220,6 @@ def _values(table: Any, file: Path, field: str) -> list[str]:
     if isinstance(table, dict) and all(str(key).isdecimal() for key in table):
         return [str(table[key]) for key in sorted(table, key=int)]
     raise ConfigError("channels are not told", code="E119", field=field, file=file, expected='{"0": "CT"}', found=table)
-
-
-def _below(root: Path, path: str | Path) -> str:
-    base = root.resolve()
-    for candidate in (base / path, Path(path).resolve()):
-        if candidate.exists() and candidate.resolve().is_relative_to(base):
-            return candidate.resolve().relative_to(base).as_posix()
-    raise UsageError(
-        "not inside the data folder, or not there", code="E104", file=path, expected=f"a path below {base}"
-    )
 
 
 def _channel_names(count: int, colour: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medseg import data, volumes
+from medseg.checking import check_cases
 from medseg.config import DatasetSpec, load_dataset
 from medseg.data import Case, check_leaks, data_root, find_cases, load_image_sample, load_sample, make_split
 from medseg.errors import DataError, GeometryError, LabelError, MedsegError, UsageError
@@ -158,6 +159,39 @@ def test_placeholders_repeat_and_join(tmp_path):
     nested = make_spec({"training": {"image": "n/{id}/images/{id}.png", "instances": "n/{id}/masks/*.png"}})
     (case,) = find_cases(nested, tmp_path)
     assert (case.id, case.images) == ("x", (tmp_path / "n/x/images/x.png",))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"training": {"image": "images/{id}.png", "label": "images/{id}.png"}},
+        {"training": {"image": "images/{id}.png", "label": "linked/{id}.png"}},  # a folder that leads back
+        {"training": {"image": "images/{id}.png", "label": "labels/{id}.png", "fov": "images/{id}.png"}},
+        {"training": {"image": "images/{id}.png", "instances": "images/{id}*.png"}},
+        {"csv": "cases.csv"},
+        {"msd": "."},
+    ],
+)
+def test_a_case_whose_label_is_its_own_image_is_refused(pictures, files):
+    (pictures / "linked").symlink_to("images", target_is_directory=True)
+    (pictures / "cases.csv").write_text("image,label\nimages/a_1.png,images/a_1.png\n")
+    rows = [{"image": "images/a_1.png", "label": "./linked/a_1.png"}]
+    (pictures / "dataset.json").write_text(json.dumps({"training": rows}))
+    spec = make_spec(files)
+    problems = problems_of(lambda: find_cases(spec, pictures), 3)
+    assert {problem.code for problem in problems} == {"E357"}
+    assert problems[0].case == "a_1"
+    assert "is its own image" in problems[0].message
+    assert "E357" in {problem.code for problem in check_cases(spec, pictures)}
+
+
+def test_a_mask_beside_its_image_is_no_image(pictures):
+    for name in ("a_1", "a_2", "a_3", "a_10"):
+        picture(pictures / f"images/{name}_mask.png", square())
+        picture(pictures / f"images/{name}_seen.png", square())
+    files = {"image": "images/{id}.png", "label": "images/{id}_mask.png", "fov": "images/{id}_seen.png"}
+    cases = find_cases(make_spec({"training": files}), pictures)
+    assert [(case.id, case.label.name) for case in cases] == [(n, f"{n}_mask.png") for n in ("a_1", "a_2", "a_3", "a_10")]
 
 
 def test_official_parts_lists_of_ids_and_tables_that_select(pictures):

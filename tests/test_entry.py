@@ -278,7 +278,7 @@ def test_missing_masks_and_images_are_told_together(tmp_path):
         ({"names": "3=cell"}, 2, "E101"),
         ({"group": "("}, 2, "E114"),
         ({"group": "^q"}, 3, "E353"),
-        ({"images": "*/*.png"}, 2, "E120"),
+        ({"labels": "*/*.png"}, 2, "E120"),
     ],
 )
 def test_wrong_requests(tmp_path, more, exit_code, code):
@@ -326,12 +326,50 @@ def test_labels_that_are_all_empty(tmp_path):
     assert problem.code == "E335"
 
 
-def test_images_that_cannot_be_told_from_labels(tmp_path):
+def test_images_that_cannot_be_told_from_other_files(tmp_path):
     for i in range(3):
         save(tmp_path / f"all/{i}.png", noise(i))
         save(tmp_path / f"all/{i}_mask.png", blob())
+    save(tmp_path / "all/overview.png", noise(9))
     (problem,) = refused(lambda: add(tmp_path, images="all/?.png", labels="all/*_mask.png"), 2)
-    assert "0_mask.png" in (problem.found or "")
+    assert (problem.code, problem.found) == ("E120", "all/overview.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "images", "labels", "patterns", "told"),
+    [
+        ("x{}", "x{}_mask", "*", "*_mask", ("{id}", "{id}_mask"), True),
+        ("x{}", "x{}_mask", "x?", "*_mask", ("{id}", "{id}_mask"), False),
+        ("cell_{}_image", "cell_{}_label", "*", "*_label", ("{id}_image", "{id}_label"), True),
+        ("{}_im", "{}", "*_im", "?", ("{id}_im", "{id}"), False),  # here the label's pattern fits the images
+    ],
+)
+def test_images_and_labels_in_one_folder(tmp_path, image, mask, images, labels, patterns, told):
+    for i in range(6):
+        save(tmp_path / f"all/{image.format(i)}.png", noise(i))
+        save(tmp_path / f"all/{mask.format(i)}.png", blob())
+    result = add(tmp_path, images=f"all/{images}.png", labels=f"all/{labels}.png")
+    files = dict(zip(("image", "label"), (f"all/{text}.png" for text in patterns), strict=True))
+    assert (result.cases, result.entry["files"]) == (6, {"training": files})
+    assert ("6 files that match both are labels: taken out of the images" in result.notes) == told
+    cases = find_cases(load_dataset("mine", root=tmp_path), tmp_path)
+    pairs = [(case.images[0].name, case.label.name) for case in cases]
+    assert pairs == [(f"{image.format(i)}.png", f"{mask.format(i)}.png") for i in range(6)]
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+    # a mask whose image is missing, and an image whose mask is missing, are called what they are
+    (tmp_path / f"all/{image.format(1)}.png").unlink()
+    (tmp_path / f"all/{mask.format(2)}.png").unlink()
+    found = refused(lambda: find_cases(load_dataset("mine", root=tmp_path), tmp_path), 3)
+    names = [(problem.code, Path(problem.file or "").name) for problem in found]
+    assert sorted(names) == [("E350", f"{mask.format(2)}.png"), ("E351", f"{mask.format(1)}.png")]
+
+
+@pytest.mark.parametrize("option", ["labels", "instances"])
+def test_images_that_are_all_labels(tmp_path, option):
+    fill(tmp_path)
+    (problem,) = refused(lambda: add(tmp_path, **{"images": "img/*.png", "labels": None, option: "img/*.png"}), 2)
+    assert (problem.code, problem.field) == ("E120", f"--{option}")
+    assert problem.found == "img/p0_x.png, img/p1_x.png, img/p2_x.png, img/p3_x.png"
 
 
 def test_files_outside_the_data_folder(tmp_path):
