@@ -154,10 +154,11 @@ def describe_files(
 def _from_patterns(root: Path, images: str, labels: str | None, instances: str | None) -> tuple[Layout, list[str]]:
     if (labels is None) == (instances is None):
         raise UsageError("give --labels or --instances with --images", expected="one of the two", found="both or none")
-    image_files = expand(root, images, "--images")
     option = "--labels" if labels else "--instances"
-    other_files = expand(root, labels or instances or "", option)
-    image_files, notes = without_labels(image_files, other_files, option)
+    image_files, notes = expand(root, images, "--images")
+    other_files, more = expand(root, labels or instances or "", option)
+    image_files, both = without_labels(image_files, other_files, option)
+    notes += [*more, *both]
     if labels is not None:
         image, other = pair_patterns(image_files, other_files)
         files = {"image": image, "label": other}

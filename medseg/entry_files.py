@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.errors import UsageError
+from medseg.files import full_suffix
 from medseg.volumes import natural_key
 
 __all__ = ["below", "expand", "without_labels"]
@@ -15,13 +16,19 @@ __all__ = ["below", "expand", "without_labels"]
 _SHOWN = 5
 
 
-def expand(root: Path, pattern: str, option: str) -> list[str]:
-    """Files of a pattern, as paths below the root; the pattern is below the root, or a path that leads into it."""
-    plain = re.sub(r"\{\w+\}", "*", pattern)
-    found = glob.glob(plain, root_dir=root, recursive=True) if not Path(plain).is_absolute() else []
+def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]:
+    """Files of a pattern as paths below the root, and notes; the pattern is below the root, or a path into it.
+
+    Raises:
+        UsageError: E103, nothing matches; E104, files lie outside the root.
+    """
+    base = root.resolve()
+    text = _glob_text(pattern, root)
+    place = root
+    found = glob.glob(text, root_dir=root, recursive=True) if not Path(text).is_absolute() else []
     if not found:
-        base = root.resolve()
-        paths = [Path(text).resolve() for text in glob.glob(plain, recursive=True)]
+        text, place = _glob_text(pattern, Path()), Path()
+        paths = [Path(path).resolve() for path in glob.glob(text, recursive=True)]
         outside = [path for path in paths if not path.is_relative_to(base)]
         if outside:
             fix = "give the folder that holds images and labels with --data"
@@ -30,9 +37,44 @@ def expand(root: Path, pattern: str, option: str) -> list[str]:
             )
         found = [path.relative_to(base).as_posix() for path in paths]
     if not found:
+        raise _nothing(root, pattern, option)
+    return sorted((Path(path).as_posix() for path in found), key=natural_key), _left_out(text, place, option)
+
+
+def _glob_text(pattern: str, place: Path) -> str:
+    """What `glob` has to look for: as long as a part of the path is there, it is a name, even with `[` or `{` in it."""
+    parts = Path(pattern).parts
+    names = 0
+    while names < len(parts) and (place / Path(*parts[: names + 1])).exists():
+        names += 1
+    return str(Path(*map(glob.escape, parts[:names]), *(re.sub(r"\{\w+\}", "*", part) for part in parts[names:])))
+
+
+def _any_case(text: str) -> str:
+    """The pattern that finds the same files whether their suffix is in capitals or in small letters."""
+    suffix = full_suffix(text)
+    letters = (f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in suffix)
+    return text if glob.has_magic(suffix) else text[: len(text) - len(suffix)] + "".join(letters)
+
+
+def _left_out(text: str, place: Path, option: str) -> list[str]:
+    found = {other: glob.glob(other, root_dir=place, recursive=True) for other in (text, _any_case(text))}
+    more = sorted(set(found[_any_case(text)]) - set(found[text]), key=natural_key)
+    if not more:
+        return []
+    shown = ", ".join(more[:_SHOWN]) + (" ..." if len(more) > _SHOWN else "")
+    return [f"left out by {option}, because their suffix differs in capitals: {len(more)} ({shown}); rename them"]
+
+
+def _nothing(root: Path, pattern: str, option: str) -> UsageError:
+    other = glob.glob(_any_case(_glob_text(pattern, root)), root_dir=root, recursive=True)
+    if other:
+        fix = f"write the suffix as the files have it: {min(other, key=natural_key)}"
+    elif "[" in pattern:
+        fix = "[ab] stands for one character, a or b; for a name with [ write [[]"
+    else:
         fix = "quote the pattern so that the shell leaves it alone: 'images/*.png'"
-        raise UsageError("no file matches", code="E103", field=option, file=root, found=pattern, fix=fix)
-    return sorted((Path(text).as_posix() for text in found), key=natural_key)
+    return UsageError("no file matches", code="E103", field=option, file=root, found=pattern, fix=fix)
 
 
 def below(root: Path, path: str | Path) -> str:

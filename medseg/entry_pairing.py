@@ -36,7 +36,16 @@ class _Side:
     suffix: str
 
     def pattern(self, prefix: str, suffix: str, placeholders: Sequence[str]) -> str:
-        """The pattern, given the fixed text around the id in the name, and what each varying part is called."""
+        """The pattern, given the fixed text around the id in the name, and what each varying part is called.
+
+        Raises:
+            UsageError: E120, the fixed text holds what means something in a pattern.
+        """
+        for fixed in (*self.folders, "" if prefix == "*" else prefix, suffix, self.suffix):
+            if odd := sorted(set("{}*") & set(fixed or "")):
+                fix = f"rename it without {' and '.join(odd)}, or give a table with --csv"
+                message = "a name that cannot be written in a pattern"
+                raise UsageError(message, code="E120", field=self.what, file=self.paths[0], found=fixed, fix=fix)
         left = list(placeholders)
         parts = [folder if folder is not None else f"{{{left.pop(0)}}}" for folder in self.folders]
         name = f"{prefix}{{{left.pop(0)}}}{suffix}" if left else prefix
@@ -56,7 +65,8 @@ def pair_patterns(images: Sequence[str], labels: Sequence[str]) -> tuple[str, st
     ('img/{id}.png', 'msk/{id}_mask.png')
     """
     sides = _take_apart("images", images), _take_apart("labels", labels)
-    best: tuple[int, int, str, str] | None = None
+    best: tuple[int, int] | None = None
+    chosen = None
     left, right = sides
     cuts = {side.what: _cuts(side) for side in sides}
     for first in cuts["images"]:
@@ -73,13 +83,16 @@ def pair_patterns(images: Sequence[str], labels: Sequence[str]) -> tuple[str, st
                 continue
             # most pairs first; among these the longest ids, which say most in a report
             rank = len(common), sum(len("".join(key)) for key in common)
-            if best is None or rank > best[:2]:
-                placeholders = _placeholders(next(iter(common)))
-                spread = (_spread(left, first, placeholders), _spread(right, second, placeholders))
-                best = (*rank, left.pattern(*first, spread[0]), right.pattern(*second, spread[1]))
-    if best is None or best[0] * 2 < min(len(images), len(labels)):
+            if best is None or rank > best:
+                best, chosen = rank, (first, second, next(iter(common)))
+    if best is None or chosen is None or best[0] * 2 < min(len(images), len(labels)):
         raise _unpaired(left, right)
-    return best[2], best[3]
+    first, second, key = chosen
+    placeholders = _placeholders(key)
+    return (
+        left.pattern(*first, _spread(left, first, placeholders)),
+        right.pattern(*second, _spread(right, second, placeholders)),
+    )
 
 
 def instance_pattern(images: Sequence[str], masks: Sequence[str]) -> tuple[str, str]:
@@ -92,25 +105,20 @@ def instance_pattern(images: Sequence[str], masks: Sequence[str]) -> tuple[str, 
     ('{id}/images/{id}.png', '{id}/masks/*.png')
     """
     folders = sorted({os.path.dirname(mask) for mask in masks})
-    suffixes = {full_suffix(mask) for mask in masks}
-    if len(suffixes) > 1:
-        raise _several_kinds("instances", Counter(full_suffix(mask) for mask in masks))
+    suffix = _suffix("instances", masks)
     # pretend that each folder is one file: the same search then pairs folders with images
     image, label = pair_patterns(images, [f"{folder}/*" for folder in folders])
-    return image, f"{label}{suffixes.pop()}"
+    return image, f"{label}{suffix}"
 
 
 def _take_apart(what: str, paths: Sequence[str]) -> _Side:
-    suffixes = Counter(full_suffix(path) for path in paths)
-    if len(suffixes) > 1:
-        raise _several_kinds(what, suffixes)
+    suffix = _suffix(what, paths)
     parts = [path.split("/") for path in paths]
     depths = Counter(len(part) for part in parts)
     if len(depths) > 1:
         found = ", ".join(f"{count} of {depth - 1} folders" for depth, count in depths.most_common())
         fix = "give a pattern for each layout, or a table with --csv"
         raise UsageError(f"{what} lie at different depths", code="E120", field=what, found=found, fix=fix)
-    suffix = next(iter(suffixes))
     columns = list(zip(*(part[:-1] for part in parts), strict=True))
     folders = [column[0] if len(set(column)) == 1 else None for column in columns]
     keys = [tuple(p for p, fixed in zip(part, folders, strict=False) if fixed is None) for part in parts]
@@ -185,7 +193,14 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
     return UsageError(message, code="E120", found=found, fix=fix)
 
 
-def _several_kinds(what: str, suffixes: Counter[str]) -> UsageError:
+def _suffix(what: str, paths: Sequence[str]) -> str:
+    """The one suffix of all files, as it is written: a pattern finds `.PNG` where `.PNG` stands and nothing else."""
+    suffixes = Counter(path[len(path) - len(full_suffix(path)) :] for path in paths)
+    if len(suffixes) == 1:
+        return next(iter(suffixes))
     found = ", ".join(f"{count} of {suffix or 'no suffix'}" for suffix, count in suffixes.most_common())
-    fix = "name one kind in the pattern, such as '*.png', or convert"
-    return UsageError(f"{what} of several kinds", code="E120", field=what, expected="one suffix", found=found, fix=fix)
+    if len({suffix.lower() for suffix in suffixes}) == 1:
+        message, fix = f"{what} with suffixes in capitals and small letters", "rename them to one spelling"
+    else:
+        message, fix = f"{what} of several kinds", "name one kind in the pattern, such as '*.png', or convert"
+    raise UsageError(message, code="E120", field=what, expected="one suffix", found=found, fix=fix)

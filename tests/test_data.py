@@ -191,7 +191,9 @@ def test_a_mask_beside_its_image_is_no_image(pictures):
         picture(pictures / f"images/{name}_seen.png", square())
     files = {"image": "images/{id}.png", "label": "images/{id}_mask.png", "fov": "images/{id}_seen.png"}
     cases = find_cases(make_spec({"training": files}), pictures)
-    assert [(case.id, case.label.name) for case in cases] == [(n, f"{n}_mask.png") for n in ("a_1", "a_2", "a_3", "a_10")]
+    assert [(case.id, case.label.name) for case in cases] == [
+        (n, f"{n}_mask.png") for n in ("a_1", "a_2", "a_3", "a_10")
+    ]
 
 
 def test_official_parts_lists_of_ids_and_tables_that_select(pictures):

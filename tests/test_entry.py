@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -333,6 +334,65 @@ def test_images_that_cannot_be_told_from_other_files(tmp_path):
     save(tmp_path / "all/overview.png", noise(9))
     (problem,) = refused(lambda: add(tmp_path, images="all/?.png", labels="all/*_mask.png"), 2)
     assert (problem.code, problem.found) == ("E120", "all/overview.png")
+
+
+@pytest.mark.parametrize(("images", "labels"), [("PNG", "PNG"), ("png", "Png")])
+def test_suffixes_in_capitals(tmp_path, images, labels):
+    fill(tmp_path)
+    for file in [*tmp_path.glob("img/*"), *tmp_path.glob("msk/*")]:
+        file.rename(file.with_suffix(f".{images if file.parent.name == 'img' else labels}"))
+    result = add(tmp_path, images=f"img/*.{images}", labels=f"msk/*.{labels}")
+    expected = {"image": f"img/{{id}}.{images}", "label": f"msk/{{id}}_mask.{labels}"}
+    assert (result.cases, result.entry["files"]) == (4, {"training": expected})
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+    # asked for in the other spelling
+    (problem,) = refused(lambda: add_dataset("other", tmp_path, images="img/*.pnG", labels="msk/*"), 2)
+    assert (problem.code, "img/p0_x." + images in (problem.fix or "")) == ("E103", True)
+
+
+def test_suffixes_in_capitals_and_small_letters_lose_no_file_silently(tmp_path):
+    fill(tmp_path, count=6)
+    for i in range(2):
+        (tmp_path / f"img/p{i}_x.png").rename(tmp_path / f"img/p{i}_x.PNG")
+    (problem,) = refused(lambda: add(tmp_path, images="img/*"), 2)
+    assert (problem.code, problem.found) == ("E120", "4 of .png, 2 of .PNG")
+    assert "rename" in (problem.fix or "")
+    for i in range(2):
+        (tmp_path / f"msk/p{i}_x_mask.png").rename(tmp_path / f"msk/p{i}_x_mask.PNG")
+    result = add(tmp_path)  # img/*.png: what was asked for, and a line that says what was not
+    assert result.cases == 4
+    left = [note for note in result.notes if "left out" in note]
+    assert ["2 (img/p0_x.PNG, img/p1_x.PNG)" in left[0], "msk/p0_x_mask.PNG" in left[1]] == [True, True]
+
+
+def test_masks_with_suffixes_in_capitals():
+    masks = ["m/a/1.TIF", "m/b/1.TIF"]
+    assert instance_pattern(["i/a.PNG", "i/b.PNG"], masks) == ("i/{id}.PNG", "m/{id}/*.TIF")
+    with pytest.raises(UsageError, match="capitals"):
+        instance_pattern(["i/a.png", "i/b.png"], ["m/a/1.TIF", "m/b/1.tif"])
+
+
+@pytest.mark.parametrize("folder", ["img [1]", "a[bc]", "x{y}", "what?", "st*r"])
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path, folder, monkeypatch):
+    fill(tmp_path)
+    (tmp_path / "img").rename(tmp_path / folder)
+    monkeypatch.chdir(tmp_path.parent)
+    for number, before in enumerate(("", f"{tmp_path.name}/", f"{tmp_path}/")):
+        name, images = f"set{number}", f"{before}{folder}/*.png"
+        if set("{}*") & set(folder):
+            (problem,) = refused(partial(add_dataset, name, tmp_path, images=images, labels="msk/*.png"), 2)
+            assert (problem.code, problem.file) == ("E120", f"{folder}/p0_x.png")
+            assert "rename" in (problem.fix or "")
+        else:
+            assert add_dataset(name, tmp_path, images=images, labels="msk/*.png").cases == 4
+            assert check_cases(load_dataset(name, root=tmp_path), tmp_path) == []
+
+
+def test_brackets_that_match_nothing_are_explained(tmp_path):
+    fill(tmp_path)
+    (problem,) = refused(lambda: add(tmp_path, images="img/p[7-9]*.png"), 2)
+    assert (problem.code, "[[]" in (problem.fix or "")) == ("E103", True)
+    assert add(tmp_path, images="img/p[0-3]*.png", labels="msk/p[0-3]*.png").cases == 4
 
 
 @pytest.mark.parametrize(
