@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from medseg.config_model import Strict
 
@@ -13,7 +14,8 @@ __all__ = ["DatasetSpec", "Download", "Layout", "Objects", "PartFiles", "Select"
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _ONE_OR_MORE = BeforeValidator(lambda v: (v,) if isinstance(v, str | dict) else tuple(v) if isinstance(v, list) else v)
-Pattern = Annotated[str, Field(min_length=1, max_length=500)]
+# `./a//b/` is `a/b`: what is found on disk is compared with the text
+Pattern = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(lambda text: Path(text).as_posix())]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -62,6 +64,8 @@ class Layout(Strict):
             raise ValueError(f"exactly one of training, msd, nnunet, csv; found {', '.join(ways) or 'none'}")
         if ways != ["training"] and (self.validation or self.test):
             raise ValueError(f"validation and test only beside training; {ways[0]} tells its parts itself")
+        if set("{}*") & set(self.nnunet or ""):
+            raise ValueError(f"no {{, }} or * in `nnunet`; found {self.nnunet!r}")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout, PartFiles
 from medseg.data_case import Case, Problems, stay_inside
 from medseg.data_pattern import by_pattern
-from medseg.errors import ConfigError, DataError
-from medseg.volumes import case_id
+from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.volumes import case_id, read_geometry
 
 __all__ = ["by_msd", "by_nnunet", "read_dataset_json"]
 
@@ -92,12 +93,14 @@ def by_nnunet(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case]
     if problems:
         return [], problems
     ending = str(table["file_ending"])
-    images = [f"{layout.nnunet}/images{{part}}/{{{{id}}}}_{i:04d}{ending}" for i in range(len(spec.channels))]
+    if set("{}*/") & set(ending):
+        file = folder / "dataset.json"
+        return [], [ConfigError("not a suffix", code="E119", field="file_ending", file=file, found=ending)]
+    count = 1 if _holds_all_channels(folder, ending, len(spec.channels)) else len(spec.channels)
     parts = {}
     for part, suffix in (("training", "Tr"), ("test", "Ts")):
-        label = f"{layout.nnunet}/labels{suffix}/{{id}}{ending}"
-        files = PartFiles(image=tuple(text.format(part=suffix) for text in images), label=label)
-        parts[part] = files
+        images = tuple(f"{layout.nnunet}/images{suffix}/{{id}}_{i:04d}{ending}" for i in range(count))
+        parts[part] = PartFiles(image=images, label=f"{layout.nnunet}/labels{suffix}/{{id}}{ending}")
     cases, more = by_pattern(Layout(training=parts["training"], test=parts["test"]), spec, root)
     count, listed = table.get("numTraining"), sum(case.split == "training" for case in cases)
     if count is not None and count != listed:
@@ -112,6 +115,20 @@ def by_nnunet(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case]
             )
         )
     return cases, problems + more
+
+
+def _holds_all_channels(folder: Path, ending: str, channels: int) -> bool:
+    """Whether an image is one file with all channels (nnU-Net's colour pictures) and not one file for each."""
+    names = [f"images{part}/*_{{:04d}}{glob.escape(ending)}" for part in ("Tr", "Ts")]
+    if any(True for name in names for _ in folder.glob(name.format(1))):
+        return False
+    for path in (path for name in names for path in sorted(folder.glob(name.format(0)))):
+        try:
+            _, bands, _ = read_geometry(path)
+        except MedsegError:
+            continue  # told when the case is read
+        return bands >= channels
+    return False
 
 
 def read_dataset_json(path: Path, needed: tuple[str, ...]) -> tuple[dict[str, Any], Problems]:

@@ -78,8 +78,10 @@ def _pattern_case(
     ]
     instances: list[Path] = []
     if files.instances is not None and "*" in files.instances:
-        pattern = _fill(files.instances, values, escape=True)
-        instances = sorted((Path(p) for p in glob.glob(str(Path(glob.escape(str(root)), pattern)))), key=natural_key)
+        # of what is written, `*` alone means more than itself; nothing in a case's own names does
+        written = "*".join(map(glob.escape, files.instances.split("*")))
+        pattern = _fill(written, {name: glob.escape(value) for name, value in values.items()})
+        instances = sorted((root / text for text in glob.glob(pattern, root_dir=root)), key=natural_key)
         instances = [p for p in (stay_inside(path, root, spec, problems, name) for path in instances) if p is not None]
         if not instances and needed:
             problems.append(
@@ -158,8 +160,8 @@ def _is_of(pattern: str, text: str, values: dict[str, str], least: int) -> bool:
     return match is not None and match.groupdict() != values
 
 
-def _fill(pattern: str, values: dict[str, str], *, escape: bool = False) -> str:
-    return _PLACEHOLDER.sub(lambda match: glob.escape(values[match[1]]) if escape else values[match[1]], pattern)
+def _fill(pattern: str, values: dict[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], pattern)
 
 
 def _id_of(values: dict[str, str], path: Path | None) -> str:

@@ -19,7 +19,7 @@ from medseg.data_pattern import match_images
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
 from medseg.entry_looking import look_at_images, look_at_labels
-from medseg.entry_pairing import instance_pattern, pair_patterns
+from medseg.entry_pairing import instance_pattern, no_signs, pair_patterns
 from medseg.errors import ConfigError, UsageError, collect
 from medseg.files import write_text
 from medseg.volumes import natural_key
@@ -130,7 +130,7 @@ def describe_files(
         raise UsageError(
             "no labelled case found", code="E103", file=root, expected="at least 1", found=f"{len(cases)} images"
         )
-    seen = look_at_images(cases)
+    seen = look_at_images(cases, told.get("channels", ()))
     known = look_at_labels(labelled, seen.dims)
     if known.instances and layout.training is not None and layout.training.label is not None:
         files = layout.training.model_dump(exclude_none=True)
@@ -185,6 +185,7 @@ def _from_folder(root: Path, folder: str | Path) -> tuple[Layout, dict[str, Any]
     if problems:
         raise collect(problems)
     file = root / place / "dataset.json"
+    no_signs(place, "--folder", file)
     channels = table.get("channel_names") or table.get("modality") or {"0": "image"}
     told = {"channels": _values(channels, file, "channel_names"), **_labels(table["labels"], file)}
     told["modality"] = ", ".join(told["channels"])

@@ -43,11 +43,12 @@ class LabelFacts:
     notes: list[str] = field(default_factory=list)
 
 
-def look_at_images(cases: Sequence[Case]) -> ImageFacts:
-    """Read the headers of all images and some images whole.
+def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> ImageFacts:
+    """Read the headers of all images and some images whole; `channels` are their names, where something tells them.
 
     Raises:
-        DataError: an image is refused; dimensions, channels or depths are mixed, with counts.
+        DataError: an image is refused; dimensions, channels or depths are mixed, with counts; there are more or fewer
+            channels than names.
     """
     problems: list[MedsegError] = []
     seen = []
@@ -62,17 +63,22 @@ def look_at_images(cases: Sequence[Case]) -> ImageFacts:
         raise collect(problems)
     dims = _one(Counter(len(geometry.shape) for _, geometry, _, _ in seen), "dimensions", "E310")
     pictures = dims == 2
+    bands = {count for *_, count, _ in seen}
     if pictures:
         _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E318")
     facts = ImageFacts(dims, 1, None)
     some = [case for case, *_ in _spread(seen, _IMAGES_READ)]
     if pictures:
-        facts.colour = _colour(seen, some, facts.notes)
+        facts.colour = "rgb" if len(channels) == 3 and bands <= {3, 4} else _colour(seen, some, facts.notes)
         facts.channels = 3 if facts.colour == "rgb" else 1
     else:
         facts.channels = _one(Counter(bands for *_, bands, _ in seen), "channels", "E310")
     if (files := len(cases[0].images)) > 1:
         facts.channels, facts.colour = files, None
+    if channels and len(channels) != facts.channels:
+        expected = f"{len(channels)}: {', '.join(channels)}"
+        message = "the number of channels differs from what is told"
+        raise DataError(message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels)
     facts.notes += _describe(seen, some, facts)
     return facts
 

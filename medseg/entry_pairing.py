@@ -14,11 +14,12 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.files import full_suffix
 
-__all__ = ["instance_pattern", "pair_patterns"]
+__all__ = ["instance_pattern", "no_signs", "pair_patterns"]
 
 _SHOWN = 5
 _CANDIDATES = 12  # cuts tried at each end of a name; more would only make ids shorter
@@ -42,10 +43,7 @@ class _Side:
             UsageError: E120, the fixed text holds what means something in a pattern.
         """
         for fixed in (*self.folders, "" if prefix == "*" else prefix, suffix, self.suffix):
-            if odd := sorted(set("{}*") & set(fixed or "")):
-                fix = f"rename it without {' and '.join(odd)}, or give a table with --csv"
-                message = "a name that cannot be written in a pattern"
-                raise UsageError(message, code="E120", field=self.what, file=self.paths[0], found=fixed, fix=fix)
+            no_signs(fixed or "", self.what, self.paths[0])
         left = list(placeholders)
         parts = [folder if folder is not None else f"{{{left.pop(0)}}}" for folder in self.folders]
         name = f"{prefix}{{{left.pop(0)}}}{suffix}" if left else prefix
@@ -109,6 +107,18 @@ def instance_pattern(images: Sequence[str], masks: Sequence[str]) -> tuple[str, 
     # pretend that each folder is one file: the same search then pairs folders with images
     image, label = pair_patterns(images, [f"{folder}/*" for folder in folders])
     return image, f"{label}{suffix}"
+
+
+def no_signs(text: str, what: str, file: str | Path) -> None:
+    """Refuse a name that would mean something else in a pattern.
+
+    Raises:
+        UsageError: E120, `{`, `}` or `*` in it.
+    """
+    if odd := sorted(set("{}*") & set(text)):
+        fix = f"rename it without {' and '.join(odd)}, or give a table with --csv"
+        message = "a name that cannot be written in a pattern"
+        raise UsageError(message, code="E120", field=what, file=file, found=text, fix=fix)
 
 
 def _take_apart(what: str, paths: Sequence[str]) -> _Side:

@@ -380,6 +380,68 @@ def test_nnunet_with_two_channels(tmp_path):
     assert "E119" in {p.code for p in problems_of(lambda: find_cases(spec, tmp_path), 3)}
 
 
+@pytest.mark.parametrize("place", ["./D", "D/", "D//", "D/."])
+@pytest.mark.parametrize("way", ["nnunet", "msd"])
+def test_a_folder_may_be_written_with_needless_signs(tmp_path, way, place):
+    ending = "_0000.nii.gz" if way == "nnunet" else ".nii.gz"
+    volume(tmp_path / f"D/imagesTr/a{ending}", np.ones((4, 4, 4), np.int16))
+    volume(tmp_path / "D/labelsTr/a.nii.gz", np.ones((4, 4, 4), np.uint8))
+    rows = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    table = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "D/dataset.json").write_text(json.dumps({**table, "numTraining": 1, "training": rows}))
+    spec = make_spec({way: place}, dims=3, unit="mm", encoding="index")
+    assert [case.id for case in find_cases(spec, tmp_path)] == ["a"]
+    spec = make_spec({way: "."}, dims=3, unit="mm", encoding="index")
+    assert [case.id for case in find_cases(spec, tmp_path / "D")] == ["a"]
+
+
+@pytest.fixture
+def colour_pictures(tmp_path) -> Path:
+    """nnU-Net's colour pictures: two cases, all three channels in the file of the first."""
+    for number, name in enumerate("ab"):
+        shown = np.stack([square(100 + number), square(50), square(20)], axis=-1)
+        picture(tmp_path / f"D/imagesTr/{name}_0000.png", shown)
+        picture(tmp_path / f"D/labelsTr/{name}.png", square(1))
+    table = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "x": 1},
+        "file_ending": ".png",
+    }
+    (tmp_path / "D/dataset.json").write_text(json.dumps({**table, "numTraining": 2}))
+    return tmp_path
+
+
+def test_nnunet_with_all_channels_in_one_file(colour_pictures):
+    facts = {"channels": ["R", "G", "B"], "colour": "rgb", "encoding": "index"}
+    spec = make_spec({"nnunet": "D"}, **facts)
+    cases = find_cases(spec, colour_pictures)
+    assert [[path.name for path in case.images] for case in cases] == [["a_0000.png"], ["b_0000.png"]]
+    assert load_sample(cases[1], spec)["image"][:, 3, 4].tolist() == [101.0, 50.0, 20.0]
+    assert check_cases(spec, colour_pictures) == []
+    # a channel's own file, of one case alone: then each channel has to have its own
+    picture(colour_pictures / "D/imagesTr/a_0001.png", square())
+    found = [(p.code, p.case) for p in problems_of(lambda: find_cases(spec, colour_pictures), 3)]
+    assert found == [("E350", "a"), ("E350", "b"), ("E350", "b")]
+
+
+def test_nnunet_with_one_grey_file_where_three_channels_are_told(colour_pictures):
+    for name in "ab":
+        picture(colour_pictures / f"D/imagesTr/{name}_0000.png", square())
+    spec = make_spec({"nnunet": "D"}, channels=["R", "G", "B"], encoding="index")
+    problems = problems_of(lambda: find_cases(spec, colour_pictures), 3)
+    assert [Path(p.file or "").name for p in problems] == ["a_0001.png", "a_0002.png", "b_0001.png", "b_0002.png"]
+
+
+def test_signs_of_patterns_in_an_nnunet_folder(colour_pictures):
+    for name in ("D{x}", "D*"):
+        problems = problems_of(lambda name=name: make_spec({"nnunet": name}), 2)
+        assert problems[0].code == "E114"
+    file = colour_pictures / "D/dataset.json"
+    file.write_text(file.read_text().replace(".png", "{id}.png"))
+    (problem,) = problems_of(lambda: find_cases(make_spec({"nnunet": "D"}), colour_pictures), 2)
+    assert (problem.code, problem.field) == ("E119", "file_ending")
+
+
 def test_tables(pictures):
     def write(rows):
         with (pictures / "t.csv").open("w", newline="") as file:
@@ -520,6 +582,22 @@ def test_masks_of_a_case_whose_name_looks_like_a_pattern(tmp_path):
         "[ab]": ["[ab].png"],
         "a": ["a.png"],
     }
+
+
+def test_masks_in_a_folder_whose_name_looks_like_a_pattern(tmp_path):
+    for folder in ("s [1]", "what?"):
+        picture(tmp_path / folder / "a.png", square(9))
+        picture(tmp_path / folder / "a/1.png", square())
+        spec = make_spec({"training": {"image": f"{folder}/{{id}}.png", "instances": f"{folder}/{{id}}/*.png"}})
+        assert [case.instances for case in find_cases(spec, tmp_path)] == [(tmp_path / folder / "a/1.png",)]
+
+
+@pytest.mark.parametrize("before", ["./", ".//./", "/"])
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_paths_may_be_written_with_needless_signs(pictures, before, what):
+    files = dict(PLAIN["training"])
+    files[what] = files[what].replace("/", "//") if before == "/" else before + files[what]
+    assert len(find_cases(make_spec({"training": files}), pictures)) == 4
 
 
 def test_a_single_mask_in_a_folder_of_masks_is_one_instance(tmp_path):

@@ -237,6 +237,36 @@ def test_an_nnunet_folder_of_version_1(scans):
     assert len(find_cases(load_dataset("organ", root=scans), scans)) == 2
 
 
+@pytest.mark.parametrize("grey", [False, True])
+def test_an_nnunet_folder_of_colour_pictures(tmp_path, grey):
+    for i in range(4):
+        bands = [noise(i)] * 3 if grey else [noise(i), noise(i + 9), noise(i + 20)]
+        save(tmp_path / f"D/imagesTr/p{i}_0000.png", np.stack(bands, -1))
+        save(tmp_path / f"D/labelsTr/p{i}.png", blob(1))
+    table = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "x": 1},
+        "file_ending": ".png",
+    }
+    (tmp_path / "D/dataset.json").write_text(json.dumps({**table, "numTraining": 4}))
+    assert add_dataset("mine", tmp_path, folder="D").cases == 4
+    spec = load_dataset("mine", root=tmp_path)
+    assert (spec.colour, spec.channels) == ("rgb", ("R", "G", "B"))
+    assert check_cases(spec, tmp_path) == []
+    # the folder itself as the root, and a folder whose name is no text for a pattern
+    assert add_dataset("same", tmp_path / "D", folder=".").cases == 4
+    (tmp_path / "D").rename(tmp_path / "D{x}")
+    (problem,) = refused(lambda: add_dataset("other", tmp_path, folder="D{x}"), 2)
+    assert (problem.code, problem.found) == ("E120", "D{x}")
+
+
+def test_an_msd_folder_that_tells_other_channels_than_its_files_have(scans):
+    file = scans / "T/dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "modality": {"0": "T1", "1": "T2"}}))
+    (problem,) = refused(lambda: add_dataset("organ", scans, folder="T"), 3)
+    assert (problem.code, problem.expected, problem.found) == ("E310", "2: T1, T2", "1")
+
+
 def test_a_table(tmp_path):
     fill(tmp_path)
     rows = ["image;label;group", *(f"img/p{i}_x.png;msk/p{i}_x_mask.png;{i % 2}" for i in range(4))]
