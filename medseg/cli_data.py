@@ -132,7 +132,10 @@ def data_add(
     labels: Annotated[str | None, typer.Option(help="Pattern of the labels, below the data folder.")] = None,
     instances: Annotated[
         str | None,
-        typer.Option(help="Instead of --labels: a folder of masks for each image, one file for each object."),
+        typer.Option(
+            help="Instead of --labels: a mask for each image that numbers its objects, or a folder of masks for each "
+            "image, one file for each object."
+        ),
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="An MSD or nnU-Net folder with dataset.json.")] = None,
     csv: Annotated[

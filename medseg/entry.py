@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseg.config import DatasetSpec, dataset_names, entry_of
@@ -18,7 +18,7 @@ from medseg.data_layout import list_cases
 from medseg.data_pattern import match_images
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
-from medseg.entry_looking import look_at_images, look_at_labels
+from medseg.entry_looking import are_numbered, look_at_images, look_at_labels
 from medseg.entry_pairing import instance_pattern, no_signs, pair_patterns
 from medseg.errors import ConfigError, UsageError, collect
 from medseg.files import write_text
@@ -58,7 +58,8 @@ def add_dataset(
         name: letters, digits, `_`, `-`; not yet the name of a set.
         root: the data root, inside which everything has to lie.
         images, labels: glob patterns below the root, or patterns with `{id}`.
-        instances: instead of `labels`: masks in a folder for each image, one file for each object.
+        instances: instead of `labels`: one mask for each image, with a number for each object; or masks in a folder for
+            each image, one file for each object.
         folder: instead of patterns: a folder with a Medical Segmentation Decathlon or nnU-Net dataset.json.
         csv: instead of patterns: a table with the columns image and label, perhaps id, instances, fov, group, split.
         group: regular expression that finds the patient in a case's id.
@@ -131,7 +132,7 @@ def describe_files(
             "no labelled case found", code="E103", file=root, expected="at least 1", found=f"{len(cases)} images"
         )
     seen = look_at_images(cases, told.get("channels", ()))
-    known = look_at_labels(labelled, seen.dims)
+    known = look_at_labels(labelled, seen.dims, named="labels" in told or names is not None)
     if known.instances and layout.training is not None and layout.training.label is not None:
         files = layout.training.model_dump(exclude_none=True)
         facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]
@@ -163,7 +164,7 @@ def _from_patterns(root: Path, images: str, labels: str | None, instances: str |
         image, other = pair_patterns(image_files, other_files)
         files = {"image": image, "label": other}
     else:
-        image, other = instance_pattern(image_files, other_files)
+        image, other = _pair_masks(root, image_files, other_files)
         files = {"image": image, "instances": other}
     layout = Layout.model_validate({"training": files})
     assert layout.training is not None
@@ -177,6 +178,19 @@ def _from_patterns(root: Path, images: str, labels: str | None, instances: str |
         message = "images that no pattern finds together with the others"
         raise UsageError(message, code="E120", field="--images", expected=image, found=", ".join(lost[:5]), fix=fix)
     return layout, notes
+
+
+def _pair_masks(root: Path, images: list[str], masks: list[str]) -> tuple[str, str]:
+    """Patterns of images and of masks: for each image a folder of masks, or one mask of numbered objects."""
+    try:
+        patterns = instance_pattern(images, masks)
+    except UsageError:
+        if len(masks) > len(images):
+            raise
+        return pair_patterns(images, masks)
+    # one mask in each folder: of one object, or of all
+    alone = len(masks) == len({PurePosixPath(mask).parent for mask in masks})
+    return pair_patterns(images, masks) if alone and are_numbered([root / mask for mask in masks]) else patterns
 
 
 def _from_folder(root: Path, folder: str | Path) -> tuple[Layout, dict[str, Any]]:

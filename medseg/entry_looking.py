@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from medseg.errors import DataError, LabelError, MedsegError, collect
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
 
-__all__ = ["ImageFacts", "LabelFacts", "look_at_images", "look_at_labels"]
+__all__ = ["ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels"]
 
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
+_OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -83,22 +85,27 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
     return facts
 
 
-def look_at_labels(cases: Sequence[Case], dims: int) -> LabelFacts:
+def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> LabelFacts:
     """Read label files and decide what their values mean.
 
     0 and one other value is background and one structure; 0, 1, 2 ... are classes; 255 beside classes is void; up to 64
     other values become classes in their order; more are single objects with numbers. Colours become classes in the
-    order of their frequency, black (or the most frequent) first.
+    order of their frequency, black (or the most frequent) first. 0, 1, 2, 3 ..., not as many in each image, may also be
+    numbers of objects, which is told unless the labels are `named`.
 
     Raises:
         DataError: a label is refused, or holds what compression left of it (JPEG).
     """
     if cases[0].label is None:
-        return LabelFacts({0: "background", 1: "object"}, instances=True)
+        masks = [path for case in cases for path in case.instances]
+        facts = LabelFacts({0: "background", 1: "object"}, instances=True)
+        if len(masks) == len(cases) and not are_numbered(masks, dims):
+            facts.notes.append("no mask holds more than one number: each picture is taken to show one object")
+        return facts
     chosen = _spread([case for case in cases if case.label is not None], _LABELS_READ)
     values: Counter[int] = Counter()
     colours: Counter[tuple[int, ...]] = Counter()
-    largest = 0
+    numbers: set[int] = set()  # how many values a label has
     problems: list[MedsegError] = []
     for case in chosen:
         assert case.label is not None
@@ -116,7 +123,7 @@ def look_at_labels(cases: Sequence[Case], dims: int) -> LabelFacts:
             problems += error.problems
             continue
         found, counts = np.unique(volume.array, return_counts=True)
-        largest = max(largest, len(found))
+        numbers.add(len(found[found != 0]))
         values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
     if problems:
         raise collect(problems)
@@ -127,9 +134,33 @@ def look_at_labels(cases: Sequence[Case], dims: int) -> LabelFacts:
         fix = "save the labels as PNG or TIFF with one value for each class"
         raise LabelError(kind, code="E334", file=chosen[0].label, expected="a few values", found=found, fix=fix)
     facts = _from_colours(colours) if colours else _from_values(values)
+    if (
+        not named
+        and len(facts.labels) > _OBJECTS
+        and facts.encoding is None
+        and facts.ignore is None
+        and len(numbers) > 1
+    ):
+        facts.notes.append(
+            f"{min(numbers)} to {max(numbers)} label values in an image: if they are not classes but the numbers of "
+            "single objects, use --instances instead of --labels (in a table: the column instances)"
+        )
     if len(chosen) < len(cases):
         facts.notes.append(f"label values are those of {len(chosen)} of {len(cases)} cases; `data check` reads all")
     return facts
+
+
+def are_numbered(masks: Sequence[Path], dims: int | None = None) -> bool:
+    """Whether a mask holds several numbers, one for each object, so that it is no mask of a single one.
+
+    Raises:
+        DataError: a mask is refused.
+    """
+    for path in _spread(masks, _LABELS_READ):
+        array = read_label(path, dims=dims, palette="index").array
+        if len(np.unique(array[array > 0])) > 1:
+            return True
+    return False
 
 
 def _from_values(values: Counter[int]) -> LabelFacts:

@@ -150,6 +150,55 @@ def test_numbered_objects_are_instances(tmp_path):
     assert sample["label"].unique().tolist() == [0, 1]
 
 
+def numbered(count: int) -> np.ndarray:
+    """Rows of single objects, with a row of background below."""
+    array = np.zeros((16, 18), np.uint8)
+    for number in range(1, count + 1):
+        array[2 * number - 1] = number
+    return array
+
+
+@pytest.mark.parametrize("layout", ["msk/p{}_x_mask.png", "s/p{}_x/masks/m.png", "s/p{}_x/masks/p{}_x.png"])
+def test_one_mask_of_numbered_objects_for_each_image(tmp_path, layout):
+    for i in range(4):
+        save(tmp_path / f"s/p{i}_x/image.png", noise(i))
+        save(tmp_path / layout.format(i, i), numbered(i + 1))
+    pattern = layout.replace("p{}_x", "*")
+    result = add(tmp_path, images="s/*/image.png", labels=None, instances=pattern)
+    written = {"image": "s/{id}/image.png", "instances": layout.replace("p{}_x", "{id}")}
+    assert (result.cases, result.entry["files"]) == (4, {"training": written})
+    spec = load_dataset("mine", root=tmp_path)
+    cases = find_cases(spec, tmp_path)
+    assert [int(load_sample(case, spec)["instances"].max()) for case in cases] == [1, 2, 3, 4]
+    assert spec.labels == {0: "background", 1: "object"}
+    assert check_cases(spec, tmp_path) == []
+    assert not any("one object" in note for note in result.notes)
+
+
+def test_one_mask_of_one_object_for_each_image_is_told(tmp_path):
+    result = add(fill(tmp_path), labels=None, instances="msk/*.png")
+    assert result.entry["files"]["training"]["instances"] == "msk/{id}_mask.png"
+    assert any("each picture is taken to show one object" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "names", "told"),
+    [
+        ((2, 3, 1), None, "1 to 3"),
+        ((0, 4), None, "0 to 4"),
+        ((3, 3, 3), None, None),
+        ((2, 1), None, None),
+        ((2, 3), "1=a", None),
+    ],
+)
+def test_labels_that_may_be_numbers_of_objects_are_told(tmp_path, counts, names, told):
+    for i, count in enumerate(counts):
+        save(tmp_path / f"img/p{i}.png", noise(i))
+        save(tmp_path / f"msk/p{i}.png", numbered(count))
+    notes = [note for note in add(tmp_path, names=names).notes if "--instances" in note]
+    assert [note.split(" label")[0] for note in notes] == ([told] if told else [])
+
+
 def test_coloured_labels(tmp_path):
     for i in range(3):
         save(tmp_path / f"img/{i}.png", np.stack([noise(i), noise(i + 9), noise(i + 20)], -1))
