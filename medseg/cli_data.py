@@ -143,6 +143,9 @@ def data_add(
     ] = None,
     group: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case's id.")] = None,
     names: Annotated[str | None, typer.Option(help="Names of the labels: 1=liver,2=tumour.")] = None,
+    links: Annotated[
+        bool, typer.Option("--links", help="Links may lead out of the data folder; written into the entry.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look at a folder of images and labels and write its entry into DATA/datasets.yaml."""
@@ -162,6 +165,7 @@ def data_add(
         csv=csv,
         group=group,
         names=names,
+        links=links,
     )
     for line in result.notes:
         note(line)

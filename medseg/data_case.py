@@ -61,7 +61,8 @@ def stay_inside(path: Path, root: Path, spec: DatasetSpec, problems: Problems, c
     except ConfigError as error:
         error.case, error.fix = (
             case,
-            "move the file into the data root, or set `links: true` for this set in datasets.yaml",
+            "move the file into the data root, or set `links: true` for this set in datasets.yaml "
+            "(`medseg data add --links`)",
         )
         problems.append(error)
         return None

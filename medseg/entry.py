@@ -51,6 +51,7 @@ def add_dataset(
     csv: str | Path | None = None,
     group: str | None = None,
     names: str | Mapping[int, str] | None = None,
+    links: bool = False,
 ) -> AddedDataset:
     """Describe a data set after looking at its files, and append the entry to `root`/datasets.yaml.
 
@@ -64,6 +65,7 @@ def add_dataset(
         csv: instead of patterns: a table with the columns image and label, perhaps id, instances, fov, group, split.
         group: regular expression that finds the patient in a case's id.
         names: names of the labels, `{1: "liver"}` or `"1=liver,2=tumour"`.
+        links: links may lead out of the root, here and in the entry.
 
     Raises:
         UsageError: the name is taken or not allowed, not one way of describing was given, nothing matches, or images
@@ -80,8 +82,9 @@ def add_dataset(
             "a data set of this name is there already", code="E121", field="NAME", found=name, fix="take another name"
         )
     spec, cases, notes = describe_files(
-        name, root, images=images, labels=labels, instances=instances, folder=folder, csv=csv, group=group, names=names
-    )
+        name, root, images=images, labels=labels, instances=instances, folder=folder, csv=csv, group=group, names=names,
+        links=links,
+    )  # fmt: skip
     entry = entry_of(spec.to_dict())
     file = root / "datasets.yaml"
     before = (
@@ -102,6 +105,7 @@ def describe_files(
     csv: str | Path | None = None,
     group: str | None = None,
     names: str | Mapping[int, str] | None = None,
+    links: bool = False,
 ) -> tuple[DatasetSpec, list[Case], list[str]]:
     """The facts of `add_dataset`, the cases, and notes, without writing anything."""
     told: dict[str, Any] = {}
@@ -111,9 +115,9 @@ def describe_files(
     if images is not None:
         layout, notes = _from_patterns(root, images, labels, instances)
     elif folder is not None:
-        layout, told = _from_folder(root, folder)
+        layout, told = _from_folder(root, below(root, folder, links=links))
     else:
-        layout = Layout(csv=below(root, csv or ""))
+        layout = Layout(csv=below(root, csv or "", links=links))
         columns, _ = read_table(root / str(layout.csv))
         count = sum(re.fullmatch("image_[0-9]+", column) is not None for column in columns)
         told = {"channels": [f"channel {i}" for i in range(1, count + 1)]} if count > 1 else {}
@@ -121,6 +125,8 @@ def describe_files(
         "name": name, "title": name, "modality": "unknown", "dims": 2, "channels": ["image"], "unit": "px",
         "labels": {0: "background", 1: "structure"}, "files": [layout.model_dump(exclude_none=True)], **told,
     }  # fmt: skip
+    if links:
+        facts["links"] = True
     if group is not None:
         facts["split"] = {"unit": "patient", "group": group}
     cases, problems = list_cases(DatasetSpec.from_dict(facts), root)
@@ -193,8 +199,7 @@ def _pair_masks(root: Path, images: list[str], masks: list[str]) -> tuple[str, s
     return pair_patterns(images, masks) if alone and are_numbered([root / mask for mask in masks]) else patterns
 
 
-def _from_folder(root: Path, folder: str | Path) -> tuple[Layout, dict[str, Any]]:
-    place = below(root, folder)
+def _from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
     table, problems = read_dataset_json(root / place / "dataset.json", ("labels",))
     if problems:
         raise collect(problems)

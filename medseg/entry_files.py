@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,20 +23,17 @@ def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]
     Raises:
         UsageError: E103, nothing matches; E104, files lie outside the root.
     """
-    base = root.resolve()
     text = _glob_text(pattern, root)
     place = root
     found = glob.glob(text, root_dir=root, recursive=True) if not Path(text).is_absolute() else []
     if not found:
         text, place = _glob_text(pattern, Path()), Path()
-        paths = [Path(path).resolve() for path in glob.glob(text, recursive=True)]
-        outside = [path for path in paths if not path.is_relative_to(base)]
-        if outside:
-            fix = "give the folder that holds images and labels with --data"
-            raise UsageError(
-                "files lie outside the data folder", code="E104", field=option, file=outside[0], expected=base, fix=fix
-            )
-        found = [path.relative_to(base).as_posix() for path in paths]
+        for path in glob.glob(text, recursive=True):
+            if (inner := _inner(path, root)) is None:
+                fix = "give the folder that holds images and labels with --data"
+                message = "files lie outside the data folder"
+                raise UsageError(message, code="E104", field=option, file=path, expected=root.resolve(), fix=fix)
+            found.append(inner)
     if not found:
         raise _nothing(root, pattern, option)
     return sorted((Path(path).as_posix() for path in found), key=natural_key), _left_out(text, place, option)
@@ -77,14 +75,33 @@ def _nothing(root: Path, pattern: str, option: str) -> UsageError:
     return UsageError("no file matches", code="E103", field=option, file=root, found=pattern, fix=fix)
 
 
-def below(root: Path, path: str | Path) -> str:
+def _inner(path: str | Path, root: Path) -> str | None:
+    """A path below the root: by its own name, which a link inside the root keeps, or with all links resolved."""
+    for change in (os.path.abspath, os.path.realpath):
+        target, base = Path(change(path)), Path(change(root))
+        if target.is_relative_to(base):
+            return target.relative_to(base).as_posix()
+    return None
+
+
+def below(root: Path, path: str | Path, *, links: bool = False) -> str:
+    """The path below the root of a folder or file that is named from the root or from the working folder.
+
+    Raises:
+        UsageError: E104, not there, or outside of the root, where `links` may lead.
+    """
     base = root.resolve()
-    for candidate in (base / path, Path(path).resolve()):
-        if candidate.exists() and candidate.resolve().is_relative_to(base):
-            return candidate.resolve().relative_to(base).as_posix()
-    raise UsageError(
-        "not inside the data folder, or not there", code="E104", file=path, expected=f"a path below {base}"
-    )
+    linked = False
+    for candidate in (root / path, Path(path)):
+        inner = _inner(candidate, root)
+        if inner is None or not candidate.exists():
+            continue
+        if links or candidate.resolve().is_relative_to(base):
+            return inner
+        linked = True
+    message = "a link that leads out of the data folder" if linked else "not inside the data folder, or not there"
+    fix = "move what it leads to into the data folder, or add --links" if linked else None
+    raise UsageError(message, code="E104", file=path, expected=f"a path below {base}", fix=fix)
 
 
 def without_labels(images: Sequence[str], labels: Sequence[str], option: str) -> tuple[list[str], list[str]]:

@@ -522,3 +522,42 @@ def test_a_path_into_the_data_folder_may_start_anywhere(tmp_path, monkeypatch):
     fill(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert add(Path("data"), images="data/img/*.png", labels=str(tmp_path / "data/msk/*.png")).cases == 4
+
+
+@pytest.fixture
+def linked(tmp_path) -> Path:
+    """A data root whose files are links out of it, under names that pair where the files' own names do not."""
+    (tmp_path / "data/img").mkdir(parents=True)
+    (tmp_path / "data/msk").mkdir()
+    for i in range(4):
+        (tmp_path / f"data/img/p{i}.png").symlink_to(save(tmp_path / f"store/{i * 7}.png", noise(i)))
+        (tmp_path / f"data/msk/p{i}.png").symlink_to(save(tmp_path / f"store/m{i}.png", blob()))
+    return tmp_path
+
+
+@pytest.mark.parametrize("before", ["", "data/", "{}/data/"])
+def test_linked_images(linked, before, monkeypatch):
+    monkeypatch.chdir(linked)
+    root, start = linked / "data", before.format(linked)
+    more = {"images": f"{start}img/*.png", "labels": f"{start}msk/*.png"}
+    found = refused(lambda: add(root, **more), 2)
+    assert {problem.code for problem in found} == {"E104"}
+    assert "data add --links" in (found[0].fix or "")
+    result = add(root, **more, links=True)
+    assert (result.cases, result.entry["links"]) == (4, True)
+    assert result.entry["files"] == {"training": {"image": "img/{id}.png", "label": "msk/{id}.png"}}
+    assert check_cases(load_dataset("mine", root=root), root) == []
+
+
+def test_a_linked_folder_and_a_linked_table(linked, scans):
+    (linked / "data/organ").symlink_to(scans / "T", target_is_directory=True)
+    (linked / "store/t.csv").write_text("image,label\nimg/p1.png,msk/p1.png\n")
+    (linked / "data/t.csv").symlink_to(linked / "store/t.csv")
+    for way in ({"folder": "organ"}, {"csv": "t.csv"}):
+        name = next(iter(way))
+        (problem,) = refused(partial(add_dataset, name, linked / "data", **way), 2)
+        assert (problem.code, "--links" in (problem.fix or "")) == ("E104", True)
+        add_dataset(name, linked / "data", **way, links=True)
+        spec = load_dataset(name, root=linked / "data")
+        assert spec.links
+        assert check_cases(spec, linked / "data") == []
