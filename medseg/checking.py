@@ -23,7 +23,7 @@ from medseg.component import nearest
 from medseg.config import DatasetSpec
 from medseg.data import Case, check_leaks, data_root, find_cases, read_channels, read_fov, read_reference
 from medseg.data_layout import list_cases
-from medseg.errors import DataError, LabelError, MedsegError, UsageError
+from medseg.errors import DataError, LabelError, MedsegError, UsageError, counted
 from medseg.volumes_labels import value_counts
 
 __all__ = ["CheckReport", "check_case", "check_cases", "check_dataset"]
@@ -237,7 +237,7 @@ def _absent_classes(
             code="E335",
             field="labels",
             expected="at least one voxel",
-            found=f"0 voxels in {len(read)} cases",
+            found=f"0 voxels in {counted(len(read), 'case')}",
             fix="remove the label from datasets.yaml, or add a case that shows it",
         )
         for index, name in spec.labels.items()

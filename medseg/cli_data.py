@@ -76,7 +76,7 @@ def data_check(
 
     root = data_root(data)  # before the rest of the imports, which take seconds
     from medseg import checking, config
-    from medseg.errors import collect
+    from medseg.errors import collect, counted
     from medseg.files import write_json
 
     spec = config.load_dataset(name, root=data)
@@ -93,7 +93,7 @@ def data_check(
         error = collect(result.problems)
         show_json({**report, "exit_code": error.exit_code})
         raise SystemExit(error.exit_code)
-    say(f"ok: {result.cases} cases of {name}, no problem found")
+    say(f"ok: {counted(result.cases, 'case')} of {name}, no problem found")
     if as_json:
         show_json({**report, "exit_code": 0})
 
@@ -154,6 +154,7 @@ def data_add(
 
     root = data_root(data)
     from medseg import entry
+    from medseg.errors import counted
 
     result = entry.add_dataset(
         name,
@@ -169,7 +170,7 @@ def data_add(
     )
     for line in result.notes:
         note(line)
-    say(f"added {name} to {result.file}: {result.cases} cases")
+    say(f"added {name} to {result.file}: {counted(result.cases, 'case')}")
     say(f"next: {shlex.join(['medseg', 'data', 'check', name, *(['--data', str(data)] if data else [])])}")
     if as_json:
         show_json({"file": result.file, "cases": result.cases, "entry": result.entry, "notes": result.notes})

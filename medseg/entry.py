@@ -20,7 +20,7 @@ from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
 from medseg.entry_looking import are_numbered, look_at_images, look_at_labels
 from medseg.entry_pairing import instance_pattern, no_signs, pair_patterns
-from medseg.errors import ConfigError, UsageError, collect
+from medseg.errors import ConfigError, UsageError, collect, counted
 from medseg.files import write_text
 from medseg.volumes import natural_key
 
@@ -135,7 +135,7 @@ def describe_files(
     labelled = [case for case in cases if case.labelled]
     if not labelled:
         raise UsageError(
-            "no labelled case found", code="E103", file=root, expected="at least 1", found=f"{len(cases)} images"
+            "no labelled case found", code="E103", file=root, expected="at least 1", found=counted(len(cases), "image")
         )
     seen = look_at_images(cases, told.get("channels", ()))
     known = look_at_labels(labelled, seen.dims, named="labels" in told or names is not None)
@@ -152,7 +152,8 @@ def describe_files(
     groups = {case.group for case in labelled}
     notes += [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
     if group is not None:
-        notes.append(f"{len(labelled)} cases in {len(groups)} groups that stay together in every split")
+        number, parts = counted(len(labelled), "case"), counted(len(groups), "group")
+        notes.append(f"{number} in {parts}: a group stays together in every split")
     else:
         notes.append("each image is a case of its own; if several come from one patient, say so with --group")
     return spec, cases, notes

@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.files import full_suffix
 from medseg.volumes import natural_key
+from medseg.volumes_inputs import SUFFIXES
 
 __all__ = ["below", "expand", "without_labels"]
 
@@ -36,7 +38,26 @@ def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]
             found.append(inner)
     if not found:
         raise _nothing(root, pattern, option)
-    return sorted((Path(path).as_posix() for path in found), key=natural_key), _left_out(text, place, option)
+    found = sorted((Path(path).as_posix() for path in found), key=natural_key)
+    if all((root / path).is_dir() for path in found):
+        _no_folder(root, found[0], option)
+    return found, _left_out(text, place, option)
+
+
+def _no_folder(root: Path, folder: str, option: str) -> None:
+    """Refuse a folder of image files; one of DICOM slices is an image."""
+    files = sorted(path for path in (root / folder).iterdir() if path.is_file())
+    suffixes = Counter(path.name[len(path.name) - len(full_suffix(path)) :] for path in files)
+    known = Counter({text: n for text, n in suffixes.items() if SUFFIXES.get(text.lower(), "dicom") != "dicom"})
+    if files and known.total() * 2 <= len(files):
+        return
+    pattern = f"{folder}/*{known.most_common(1)[0][0]}" if known else f"{folder}/**/*.png"
+    held = ", ".join(f"{n} {text or 'without suffix'}" for text, n in suffixes.most_common(_SHOWN))
+    message = "a folder stands where a pattern of files is expected"
+    raise UsageError(
+        message, code="E103", field=option, file=folder, expected="files", found=f"a folder with {held or 'no files'}",
+        fix=f"name the files in it: {option} '{pattern}'",
+    )  # fmt: skip
 
 
 def _glob_text(pattern: str, place: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medseg.data_case import Case
-from medseg.errors import DataError, LabelError, MedsegError, collect
+from medseg.errors import DataError, LabelError, MedsegError, collect, counted
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
 
@@ -117,7 +117,12 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
                 continue
             pixels = read_image(case.label, dims=dims, colour="rgb", case=case.id).array.reshape(3, -1)
             found, counts = np.unique(pixels, axis=1, return_counts=True)
-            colours.update({tuple(map(int, c)): int(n) for c, n in zip(found.T, counts, strict=True)})
+            shown = {tuple(map(int, c)): int(n) for c, n in zip(found.T, counts, strict=True)}
+            try:  # with a table of its own colours, as `data check` will read it: that refuses transparency
+                read_label(case.label, dims=dims, mapping=dict.fromkeys(shown, 0), case=case.id)
+            except MedsegError as error:
+                problems += error.problems
+            colours.update(shown)
             continue
         except MedsegError as error:
             problems += error.problems
@@ -219,7 +224,7 @@ def _colour(seen: list, some: list[Case], notes: list[str]) -> str:
 def _describe(seen: list, some: list[Case], facts: ImageFacts) -> list[str]:
     shapes = np.array([geometry.shape for _, geometry, _, _ in seen])
     low, high = shapes.min(axis=0), shapes.max(axis=0)
-    notes = [f"{len(seen)} images of {_range(low, high)} {'pixels' if facts.dims == 2 else 'voxels'}"]
+    notes = [f"{counted(len(seen), 'image')} of {_range(low, high)} {'pixels' if facts.dims == 2 else 'voxels'}"]
     if facts.dims == 3:
         spacing = np.array([geometry.spacing for _, geometry, _, _ in seen])
         notes.append(f"voxels of {_range(spacing.min(axis=0).round(3), spacing.max(axis=0).round(3))} mm")

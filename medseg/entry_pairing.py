@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.errors import UsageError
+from medseg.errors import UsageError, counted
 from medseg.files import full_suffix
 
 __all__ = ["instance_pattern", "no_signs", "pair_patterns"]
@@ -199,7 +199,7 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
         message = "images and labels cannot be paired by their names"
         fix = "name each label like its image (a_1.png and a_1_mask.png), or give a table with --csv"
     shown = [", ".join(side.paths[:_SHOWN]) + (" ..." if len(side.paths) > _SHOWN else "") for side in (images, labels)]
-    found = f"{len(images.paths)} images: {shown[0]}; {len(labels.paths)} labels: {shown[1]}"
+    found = f"{counted(len(images.paths), 'image')}: {shown[0]}; {counted(len(labels.paths), 'label')}: {shown[1]}"
     return UsageError(message, code="E120", found=found, fix=fix)
 
 
@@ -210,7 +210,10 @@ def _suffix(what: str, paths: Sequence[str]) -> str:
         return next(iter(suffixes))
     found = ", ".join(f"{count} of {suffix or 'no suffix'}" for suffix, count in suffixes.most_common())
     if len({suffix.lower() for suffix in suffixes}) == 1:
-        message, fix = f"{what} with suffixes in capitals and small letters", "rename them to one spelling"
+        message, fix = (
+            f"{what} with suffixes in capitals and small letters",
+            "rename them to one spelling, or give a table with --csv",
+        )
     else:
         message, fix = f"{what} of several kinds", "name one kind in the pattern, such as '*.png', or convert"
     raise UsageError(message, code="E120", field=what, expected="one suffix", found=found, fix=fix)

@@ -45,6 +45,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "collect",
+    "counted",
 ]
 
 SHOWN = 20  # problems printed on screen; all of them are in `.problems`
@@ -190,6 +191,15 @@ def collect(problems: Sequence[MedsegError]) -> MedsegError:
     error = type(worst)(f"{len(problems)} problems found", code=worst.code)
     error.problems = tuple(part for problem in problems for part in problem.problems)
     return error
+
+
+def counted(number: int, what: str) -> str:
+    """How many of what, for messages.
+
+    >>> counted(1, "case"), counted(2, "case"), counted(0, "image")
+    ('1 case', '2 cases', '0 images')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _one_line(text: str) -> str:

@@ -52,9 +52,8 @@ def interpret(
         array = shown
     if array.ndim > spatial and array.shape[-1] in (2, 4):
         if not (array[..., -1] == np.iinfo(array.dtype).max).all():
-            raise _refused(
-                "a label with transparent pixels", "E334", path, case, "opaque pixels", "alpha below its maximum"
-            )
+            found, fix = "alpha below its maximum", "save it without transparency, painted where it was transparent"
+            raise _refused("a label with transparent pixels", "E334", path, case, "opaque pixels", found, fix)
         array = array[..., :-1]
     if colours is not None:
         bands = array if array.ndim > spatial else np.repeat(array[..., None], 3, axis=-1)

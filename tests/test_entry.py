@@ -467,6 +467,64 @@ def test_a_folder_whose_name_looks_like_a_pattern(tmp_path, folder, monkeypatch)
             assert check_cases(load_dataset(name, root=tmp_path), tmp_path) == []
 
 
+def test_a_folder_where_files_are_expected(tmp_path):
+    fill(tmp_path, count=3)
+    save(tmp_path / "img/extra.tif", noise(1))
+    (tmp_path / "img/notes.txt").write_text("x")
+    for images in ("img", "img/", "im?"):
+        (problem,) = refused(lambda images=images: add(tmp_path, images=images), 2)
+        assert (problem.code, problem.field, problem.file) == ("E103", "--images", "img")
+        assert problem.found == "a folder with 3 .png, 1 .tif, 1 .txt"
+        assert problem.fix == "name the files in it: --images 'img/*.png'"
+    (problem,) = refused(lambda: add(tmp_path, labels="msk", images="img/*.png"), 2)
+    assert (problem.field, "'msk/*.png'" in (problem.fix or "")) == ("--labels", True)
+    (tmp_path / "empty").mkdir()
+    (problem,) = refused(lambda: add(tmp_path, images="empty"), 2)
+    assert problem.found == "a folder with no files"
+
+
+def test_folders_of_slices_are_images(tmp_path):
+    for name in "ab":
+        for number in range(3):
+            (tmp_path / f"ct/{name}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"ct/{name}/1.2.{number}").write_bytes(bytes(128) + b"DICM")
+        save(tmp_path / f"ct/{name}/preview.jpg", noise(1))
+        save(tmp_path / f"seg/{name}.png", blob())
+    found = refused(lambda: add(tmp_path, images="ct/*", labels="seg/*.png"), 3)
+    assert {problem.code for problem in found} == {"E340"}  # taken for series, whose headers are none
+
+
+def test_labels_with_transparency_are_refused_as_data_check_refuses_them(tmp_path):
+    fill(tmp_path)
+    for i in range(4):
+        save(tmp_path / f"msk/p{i}_x_mask.png", np.stack([blob()] * 4, -1))  # nothing where nothing is
+    found = refused(lambda: add(tmp_path), 3)
+    assert [problem.code for problem in found] == ["E334"] * 4
+    assert "without transparency" in (found[0].fix or "")
+    opaque = [np.full((16, 18), 255)]
+    for i in range(4):
+        save(tmp_path / f"msk/p{i}_x_mask.png", np.stack([blob(), blob() // 5, blob(), *opaque], -1))
+    assert set(add(tmp_path).entry["colours"]) == {0, 1}
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+
+
+def test_one_case_is_no_cases(tmp_path, capsys):
+    from medseg import cli
+
+    fill(tmp_path, count=1)
+    words = ["--data", str(tmp_path), "--images", "img/*.png", "--labels", "msk/*.png", "--group", "^p[0-9]"]
+    for line in (["data", "add", "mine", *words], ["data", "check", "mine", "--data", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            cli.main(line)
+    shown = "".join(capsys.readouterr())
+    assert [text in shown for text in (": 1 case\n", "ok: 1 case of mine", "1 image of 16", "1 case in 1 group:")] == [
+        True
+    ] * 4
+    assert "1 images" not in str(
+        refused(lambda: add_dataset("x", tmp_path, images="img/*", labels="img/p0_x.png"), 2)[0]
+    )
+
+
 def test_brackets_that_match_nothing_are_explained(tmp_path):
     fill(tmp_path)
     (problem,) = refused(lambda: add(tmp_path, images="img/p[7-9]*.png"), 2)
