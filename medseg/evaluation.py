@@ -15,11 +15,12 @@ from typing import Any
 
 from medseg import __version__
 from medseg.errors import UsageError
+from medseg.evaluation_labels import settle_labels
 from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, map_cases
-from medseg.evaluation_scoring import CaseScores, collect_rows, label_values, score_pair
+from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
@@ -107,7 +108,8 @@ def evaluate(
         part: part of the data set: "training", "validation", "test".
         protocol: named set of scores; the data set's own when None.
         metrics: names of scores, or components with arguments; they come before any protocol.
-        labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None.
+        labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None. One label
+            alone may be stored as any value (0 and 255); a note says so.
         ignore: value of void voxels in the references.
         resample: bring predictions on other grids to the reference's by nearest neighbour, instead of refusing them.
         observer: a second observer's labels, scored by the same code beside the predictions: a folder with the cases'
@@ -138,7 +140,7 @@ def evaluate(
     probe_writable(plan.output)
     resampled = check_grids(plan.pairs, resample=resample)
     count = count_workers(workers, len(plan.pairs))
-    reading, notes = _complete(plan, count, progress)
+    reading, notes = settle_labels(plan, workers=count, progress=progress)
     work = partial(score_pair, reading=reading, scoring=plan.scoring)
     results = map_cases(work, plan.pairs, workers=count, progress=progress, title="scoring")
     rows, better = collect_rows(results, plan.scoring.metrics)
@@ -214,34 +216,6 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     }  # fmt: skip
     target = Path(output) if output is not None else Path(runs[0]).parent / "cross_validation"
     return _write(target, rows, summary, ())
-
-
-def _complete(plan: Plan, workers: int, progress: bool) -> tuple[Reading, list[str]]:
-    """Label names where none were given: the values that occur in the references."""
-    reading = plan.reading
-    if reading.labels:
-        return reading, []
-    if plan.scoring.instances:
-        return Reading({1: "object"}, ignore=reading.ignore), []
-    references = [pair.reference for pair in plan.pairs]
-    found = map_cases(
-        partial(label_values, reading=reading),
-        references,
-        workers=workers,
-        progress=progress,
-        title="looking at labels",
-    )
-    values = sorted({value for one in found for value in one} - {reading.ignore})
-    if not values:
-        raise UsageError(
-            "all references are empty, so there are no labels to score",
-            field="labels",
-            fix="name them: --labels 1=liver",
-        )
-    if values == [255]:  # the usual black and white mask
-        note = "The references hold 0 and 255: 255 was taken as label 1, and every value but 0 of the predictions too."
-        return Reading({1: "foreground"}, encoding="nonzero", prediction_encoding="nonzero"), [note]
-    return Reading({value: f"label {value}" for value in values}, ignore=reading.ignore), []
 
 
 def _summarise(

@@ -39,6 +39,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     threshold: Mapping[str, Any] | None = None  # value, chosen_on, cases, rule: of the run that predicted
     run: Path | None = None  # whose network shows where it looks
+    encoding: Any = None  # of the run's data set: how a folder's references may be stored
 
 
 def make_plan(
@@ -70,12 +71,14 @@ def make_plan(
             "no reference was given", field="reference", expected="a folder of labels or the name of a data set"
         )
     named = None if Path(reference).exists() else _dataset(str(reference), data)
+    encoding = None
     if named is None:
         pairs, extra = match_folders(predictions, reference, images)
         names = parse_labels(labels) if labels is not None else {} if spec is None else _names(spec)
         reading = Reading(names, ignore=ignore if ignore is not None or spec is None else spec.ignore)
         title = f"Scores of {predictions.resolve().name} against {Path(reference).resolve().name}"
         dataset = None if spec is None else spec.name
+        encoding = _encoding(spec)
     else:
         from medseg.data import data_root, find_cases
 
@@ -91,7 +94,7 @@ def make_plan(
     threshold, notes = _threshold(None if run is None else Path(run), protocol)
     return Plan(
         pairs, extra, reading, chosen, target, title, predictions.resolve().name, Path(reference).name, dataset,
-        protocol, notes, threshold,
+        protocol, notes, threshold, encoding=encoding,
     )  # fmt: skip
 
 
@@ -239,6 +242,13 @@ def _dataset(name: str, data: str | Path | None) -> Any:
 
 def _names(spec: Any) -> dict[int, str]:
     return {index: name for index, name in spec.labels.items() if index != 0}
+
+
+def _encoding(spec: Any) -> Any:
+    """What turns the stored values of a data set's references into indices; None when they are indices."""
+    if spec is not None and spec.colours:
+        return {tuple(rgb): index for index, rgb in spec.colours.items()}
+    return None if spec is None or spec.encoding == "index" else spec.encoding
 
 
 def _scoring(

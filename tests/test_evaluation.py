@@ -201,6 +201,84 @@ def test_black_and_white_masks(tmp_path):
     assert "255 was taken as label 1" in result.summary["notes"][0]
 
 
+def squares(folder, *values, shift=0):
+    """Pictures a.png, b.png, ... each with one square of 6 x 6 pixels of its value."""
+    folder.mkdir(parents=True)
+    for name, value in zip("abcd", values, strict=False):
+        array = np.zeros((20, 18), np.uint16 if value > 255 else np.uint8)
+        array[4 + shift : 10 + shift, 4:10] = value
+        Image.fromarray(array).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "labels", "named"),
+    [
+        (255, 1, "1=blob", "255 was taken as label 1 (blob)"),
+        (255, 1, "255=blob", "predictions hold 0 and 1: 1 was taken as label 255 (blob)"),
+        (255, 255, "1=blob", "predictions hold 0 and 255: 255 was taken as label 1 (blob)"),
+        (1, 255, "1=blob", "predictions hold 0 and 255"),
+        (65535, 1, None, "65535 was taken as label 1"),
+        (65535, 255, None, "predictions hold 0 and 255"),
+        (128, 1, None, "128 was taken as label 1"),
+        (128, 128, "1=blob", "128 was taken as label 1 (blob)"),
+        (1, 255, None, "predictions hold 0 and 255"),
+    ],
+)
+def test_masks_of_one_label_may_have_any_value(tmp_path, reference, prediction, labels, named):
+    squares(tmp_path / "ref", reference, reference)
+    squares(tmp_path / "pred", prediction, prediction, shift=2)
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", labels=labels, workers=1, metrics=["Dice"])
+    assert [row.value for row in result.rows] == [pytest.approx(2 * 24 / 72)] * 2  # 4 of 6 rows shared
+    assert any(named in note for note in result.summary["notes"]), result.summary["notes"]
+    if labels:
+        assert {row.label for row in result.rows} == {"blob"}
+
+
+@pytest.mark.parametrize(
+    ("references", "predictions", "labels"),
+    [
+        ((2, 2), (1, 1), "2=tumour"),  # a model that knows another label alone
+        ((2, 2), (1, 2), None),  # two labels in the predictions
+        ((255, 255), (1, 2), "1=blob"),
+        ((1, 2), (1, 1), "1=blob"),  # two labels in the references
+        ((1, 1), (7, 7), "1=blob"),
+    ],
+)
+def test_values_that_may_be_another_label_are_no_masks(tmp_path, references, predictions, labels):
+    squares(tmp_path / "ref", *references)
+    squares(tmp_path / "pred", *predictions)
+    with pytest.raises(LabelError) as caught:
+        evaluate(tmp_path / "pred", tmp_path / "ref", labels=labels, workers=1, metrics=["Dice"])
+    assert caught.value.code == "E332"
+    assert "--labels" in caught.value.problems[0].fix
+
+
+def test_the_encoding_of_a_runs_data_set_holds_for_its_references(tmp_path):
+    from tiny import ENTRY, tiny_pipeline
+
+    from medseg.config import to_yaml
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "datasets.yaml").write_text(
+        ENTRY.replace("{0: background, 1: ball}", "{0: background, 1: ball, 2: core}").replace(
+            "{1: 1, 2: 1}", "{100: 1, 200: 2}"
+        )
+    )
+    run = tmp_path / "runs" / "balls" / "2026-11-21_090000_fold0"
+    run.mkdir(parents=True)
+    (run / "pipeline.yaml").write_text(to_yaml(tiny_pipeline(dataset="balls")))
+    (run / "status.json").write_text("{}")
+    squares(tmp_path / "stored", 100, 200)
+    squares(tmp_path / "indices", 1, 2)
+    squares(tmp_path / "pred", 1, 2)
+    for name in ("stored", "indices"):
+        result = evaluate(tmp_path / "pred", tmp_path / name, run=run, data=tmp_path / "data", workers=1)
+        dice = {(row.case, row.label): row.value for row in result.rows if row.metric == "Dice"}
+        assert dice["a", "ball"] == dice["b", "core"] == 1.0
+        assert any("read as the run's data set stores" in n for n in result.summary["notes"]) == (name == "stored")
+
+
 def test_objects_by_number(tmp_path):
     reference = np.zeros((20, 30), np.uint16)
     reference[2:8, 2:8], reference[2:8, 8:14], reference[12:18, 4:10] = 1, 2, 3  # two of them touch
