@@ -16,11 +16,11 @@ from medseg.errors import DataError, FormatError, LabelError, MedsegError
 from medseg.volumes_colour import apply_palette, to_channels
 from medseg.volumes_geometry import Geometry, Volume, axis_codes, check_pair, reorient
 from medseg.volumes_image import Raw
-from medseg.volumes_inputs import case_id, find_format, list_inputs, natural_key
+from medseg.volumes_inputs import case_id, find_format, hidden_id, list_inputs, natural_key, same_file
 from medseg.volumes_labels import check_values, interpret
 from medseg.volumes_raw import read_raw, read_raw_header, read_raw_window
 from medseg.volumes_seg import write_segmentation
-from medseg.volumes_write import open_label_writer, write_label, write_overlay
+from medseg.volumes_write import check_suffix, open_label_writer, write_label, write_overlay
 
 __all__ = [
     "Geometry",
@@ -28,7 +28,9 @@ __all__ = [
     "axis_codes",
     "case_id",
     "check_pair",
+    "check_suffix",
     "find_format",
+    "hidden_id",
     "list_inputs",
     "natural_key",
     "open_label_writer",
@@ -37,6 +39,7 @@ __all__ = [
     "read_label",
     "read_window",
     "reorient",
+    "same_file",
     "write_label",
     "write_overlay",
     "write_segmentation",
@@ -206,11 +209,12 @@ def _to_channel_first(
                 file=path,
                 expected=f"shape {raw.geometry.shape}",
                 found=f"shape {array.shape}",
-                fix="declare the channels in datasets.yaml, or extract one volume",
+                fix="save one of its volumes as a file; a model for several channels lists them in its datasets.yaml",
             )
         return np.moveaxis(array, -1, 0), ()
     if raw.kind == "colour" and spatial == 3 and colour is None and channels != 3:
-        message, fix = "a colour volume where grey is expected", 'ask for colour: "rgb"'
+        message = "a colour volume where grey is expected"
+        fix = "save it as a grey volume; to train on colour, `colour: rgb` in datasets.yaml"
         raise DataError(message, code="E314", case=case, file=path, found=f"{array.shape[-1]} values a voxel", fix=fix)
     if spatial == 3 and raw.kind == "grey":
         if colour == "rgb":

@@ -77,7 +77,7 @@ def to_channels(
                 file=path,
                 expected="one channel",
                 found="three channels that differ",
-                fix='convert it, or ask for colour: "luma" (conversion) or "rgb"',
+                fix="save it as a grey picture; to train on such pictures, `colour: luma` or `rgb` in datasets.yaml",
             )
     elif bands == 1 and colour == "rgb":
         array = np.repeat(array, 3, axis=-1)

@@ -49,7 +49,9 @@ class _Series:
         sizes = sorted({f"{s.columns}x{s.rows}" for s in self.slices})
         kinds = sorted({s.kind for s in self.slices})
         number = f"number {self.number}, " if self.number else ""
-        return f"{self.id} ({number}{'/'.join(kinds)}, {len(self.slices)} images, {'/'.join(sizes)})"
+        planes = sorted({s.plane for s in self.slices} - {""})
+        facts = ["/".join(kinds), f"{len(self.slices)} images", "/".join(sizes), *planes]
+        return f"{self.id} ({number}{', '.join(facts)})"
 
 
 def read_series(path: Path, *, series: str | int | None = None, case: str | None = None) -> Raw:
@@ -144,7 +146,7 @@ def _choose(found: list[_Series], series: str | int | None, path: Path, case: st
         if len(found) == 1:
             return found[0]
         message = f"{len(found)} DICOM series in one folder"
-        fix = 'choose one: series="<id or number>", or give each its own folder'
+        fix = f'choose one: --series {found[0].id} (Python: series="..."), or give each its own folder'
         raise DataError(message, code="E341", case=case, file=path, expected="1 series", found=listed, fix=fix)
     wanted = str(series)
     matches = [part for part in found if wanted in (part.id, part.number, part.uid)]

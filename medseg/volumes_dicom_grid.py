@@ -16,6 +16,7 @@ __all__ = ["Slice", "find_grid"]
 
 _ANGLE = 1e-3  # difference of direction cosines that rounding in headers explains
 _TILT_DEGREES = 0.5
+_NEAR = 0.9  # cosine (26 degrees) up to which a plane is still called by the name of the nearest
 _GAP = 0.1  # relative difference of a gap from the median gap that rounding of positions explains
 _SAME_PLACE_MM = 1e-3
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -45,6 +46,15 @@ class Slice:
     slope: float
     intercept: float
     inverted: bool
+
+    @property
+    def plane(self) -> str:
+        """axial, sagittal, coronal or oblique; empty where the header does not say."""
+        if self.orientation is None:
+            return ""
+        normal = np.abs(np.cross(self.orientation[:3], self.orientation[3:]))
+        nearest = int(normal.argmax())
+        return ("sagittal", "coronal", "axial")[nearest] if normal[nearest] > _NEAR else "oblique"
 
     def __str__(self) -> str:  # file names often are UIDs or names of patients
         return f"instance {self.instance} (file {self.place + 1} in order of name)"

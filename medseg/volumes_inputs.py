@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -13,7 +14,9 @@ from medseg.errors import DataError, FormatError, UsageError
 from medseg.files import full_suffix, require_file
 from medseg.volumes_pictures import sniff_picture
 
-__all__ = ["case_id", "find_format", "list_inputs", "natural_key"]
+__all__ = ["case_id", "find_format", "hidden_id", "list_inputs", "natural_key", "same_file"]
+
+_DICOMDIR = "1.2.840.10008.1.3.10"  # media storage directory, PS3.4 annex I: a table of contents, no image
 
 SUFFIXES = {
     ".nii": "nifti",
@@ -91,7 +94,7 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None) 
     Raises:
         UsageError: E103 nothing found; two inputs with the same case id.
     """
-    found: dict[Path, None] = {}
+    found: dict[tuple[str, str], Path] = {}
     for name in paths:
         path = Path(name)
         if not str(name):  # an empty shell variable, which Path would take for the current folder
@@ -115,11 +118,17 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None) 
             inside = [image for part in inside for image in (_images_below(part, skip) if part.is_dir() else [part])]
             if not inside:
                 raise UsageError("no such file, folder or pattern", code="E103", file=path, found="nothing")
-        found.update(dict.fromkeys(inside))
+        for image in inside:
+            found.setdefault(same_file(image), image)
     if not found:
         raise UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
-    _check_unique(list(found))
-    return list(found)
+    _check_unique(list(found.values()))
+    return list(found.values())
+
+
+def same_file(path: Path) -> tuple[str, str]:
+    """What two spellings of one input share: the place that links lead to, and for a file its own name (its case)."""
+    return os.path.realpath(path), "" if path.is_dir() else path.name
 
 
 def natural_key(path: str | Path) -> tuple:
@@ -153,12 +162,33 @@ def _images_below(folder: Path, skip: str | Path | None = None) -> list[Path]:
     return sorted(images, key=natural_key)
 
 
+def hidden_id(path: Path) -> str | None:
+    """An id for a DICOM folder or file that has none because it cannot be read; None for anything else.
+
+    Its name often is the patient's, so only a hash of its place is taken.
+    """
+    if not (path.is_dir() or full_suffix(path) == ".dcm" or (path.is_file() and _is_dicom(path))):
+        return None
+    place = os.path.realpath(path).encode("utf-8", "surrogateescape")
+    return "dicom-unread-" + hashlib.blake2b(place, digest_size=6).hexdigest()
+
+
 def _is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM and no table of contents (DICOMDIR), which lies beside the images of a CD."""
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            if file.read(132)[128:] != b"DICM":
+                return False
     except OSError:
         return False
+    if path.name.upper() == "DICOMDIR":  # PS3.10, 8.6: no other file has this name
+        return False
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        return read_file_meta_info(path).get("MediaStorageSOPClassUID") != _DICOMDIR
+    except Exception:  # pydicom raises what it likes on bad headers; the file is refused when it is read
+        return True
 
 
 def _check_unique(images: list[Path]) -> None:

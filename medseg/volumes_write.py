@@ -74,21 +74,32 @@ def open_label_writer(
     if dtype.kind not in "iu":
         raise UsageError("labels are integers", field="dtype", expected="an integer type", found=dtype)
     shape = like.geometry.shape
-    suffix = full_suffix(path)
-    opener = _SUFFIXES.get(suffix)
-    if (
-        opener is None
-        or (like.geometry.kind == "picture" and opener is _nifti_sink)
-        or (like.geometry.kind == "volume" and suffix == ".png")
-    ):
-        expected = ".png, .tif" if like.geometry.kind == "picture" else ".nii.gz, .nii, .tif"
-        raise UsageError("labels of this image cannot be written so", file=path, expected=expected, found=suffix)
+    check_suffix(path, like.geometry.kind)
+    opener = _SUFFIXES[full_suffix(path)]
     with atomic_path(path) as temporary, opener(temporary, like, dtype, description) as put:
         writer = LabelWriter(shape, dtype, put)
         yield writer
         if writer.written != shape[-1]:
             found = f"{writer.written} of {shape[-1]} slabs"
             raise UsageError("the label is not complete", file=path, field="write_slab", found=found)
+
+
+def check_suffix(path: str | Path, kind: str, source: str = "") -> None:
+    """Refuse a file whose suffix cannot hold the label of an image, before any work is done for it.
+
+    Args:
+        path: where the label is to be written.
+        kind: "picture" or "volume".
+        source: the image's format; only a DICOM series has DICOM SEG (`.dcm`).
+
+    Raises:
+        UsageError: E101.
+    """
+    suffix = full_suffix(Path(path))
+    good = (".png", ".tif", ".tiff") if kind == "picture" else (".nii.gz", ".nii", ".tif", ".tiff")
+    if suffix not in good and not (suffix == ".dcm" and source == "dicom"):
+        expected = ", ".join((*good, ".dcm") if source == "dicom" else good)
+        raise UsageError("labels of this image cannot be written so", file=path, expected=expected, found=suffix)
 
 
 def write_label(path: str | Path, array: np.ndarray, like: Volume, *, description: str = "") -> None:

@@ -310,3 +310,28 @@ def test_objects_that_are_no_images_lie_beside_a_series(tmp_path: Path) -> None:
     data.file_meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
     data.save_as(folder / "DICOMDIR")
     np.testing.assert_array_equal(read_image(folder).array[0], ARRAY)
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "contents"])
+def test_the_table_of_contents_of_a_cd_is_no_series(tmp_path: Path, name: str) -> None:
+    folder = corpus.series(tmp_path / "cd" / "PAT0" / "SER0", ARRAY)
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4.5"
+    data.save_as(tmp_path / "cd" / name, enforce_file_format=True)
+    assert list_inputs([tmp_path / "cd"]) == [folder]
+
+
+def test_series_of_one_number_can_be_told_apart(tmp_path: Path) -> None:
+    folder = corpus.series(tmp_path / "s", ARRAY, uid="1.2.3")
+    corpus.series(
+        folder, ARRAY[:, :, :4], uid="1.2.9", prefix="z", edit=change({*range(4)}, ImageOrientationPatient=TURNED)
+    )
+    with pytest.raises(DataError) as caught:
+        read_image(folder)
+    listed = (caught.value.found or "").split("; ")
+    assert any("number 1, CT, 5 images, 7x6, axial" in part for part in listed), listed
+    assert any("4 images" in part and "axial" not in part for part in listed), listed
+    assert f"--series {listed[0].split(' ')[0]}" in (caught.value.fix or "")

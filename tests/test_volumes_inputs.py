@@ -62,3 +62,16 @@ def test_listing_folders_patterns_and_clashes(tmp_path: Path) -> None:
         assert caught.value.code == "E103"
     with pytest.raises(UsageError):
         list_inputs([])
+
+
+def test_an_input_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.nii.gz").write_bytes(corpus.packed(corpus.nifti(corpus.image())))
+    (tmp_path / "link").symlink_to("in")
+    monkeypatch.chdir(tmp_path)
+    named = ["in/a.nii.gz", f"../{tmp_path.name}/in/a.nii.gz", "link", tmp_path / "in"]
+    assert list_inputs(named) == [Path("in/a.nii.gz"), Path("link/b.nii.gz")]
+    # a link with a name of its own is a case of its own
+    (tmp_path / "in" / "c.nii.gz").symlink_to("a.nii.gz")
+    assert [case_id(path) for path in list_inputs(["in"])] == ["a", "b", "c"]
