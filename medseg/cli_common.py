@@ -143,10 +143,13 @@ def exit_codes() -> Iterator[None]:
 
 
 def newest(run: Path) -> Path:
-    """A folder of runs stands for its newest run."""
+    """A folder of runs stands for its newest run, which is named."""
     from medseg.run import newest_run
 
-    return newest_run(run)
+    found = newest_run(run)
+    if found != run:
+        say(f"run: {found}")
+    return found
 
 
 def show_summary(result: Any, metrics: Sequence[str] | None = None, *, title: str = "Scores") -> None:
@@ -165,3 +168,5 @@ def show_summary(result: Any, metrics: Sequence[str] | None = None, *, title: st
         if listed := cases.get(name):
             more = f" ... {len(listed)} in all" if len(listed) > 10 else ""
             say(f"{text}: {', '.join(listed[:10])}{more}")
+    for text in dict.fromkeys(result.summary.get("notes", ())):
+        say(f"note: {text}")

@@ -19,6 +19,8 @@ from medseg.inference.stages import Work
 
 __all__ = ["CaseResult", "PredictionSummary", "predict"]
 
+_NOTES = 20  # printed; as_dict has all
+
 
 @dataclass(frozen=True)
 class CaseResult:
@@ -42,24 +44,37 @@ class PredictionSummary:
     exit_code: int
     certificate: dict[str, Any] | None = None
     lines: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()  # the checkpoint or package; several of an ensemble
 
     def as_dict(self) -> dict[str, Any]:
         cases = [{k: v for k, v in vars(case).items() if v not in (None, {}, ())} for case in self.cases]
-        return {"exit_code": self.exit_code, "cases": cases, "certificate": self.certificate}
+        facts = {"exit_code": self.exit_code, "model": list(self.model)}
+        return {**facts, "cases": cases, "certificate": self.certificate}
 
     def text(self) -> str:
-        rows = list(self.lines)
+        rows = [*(f"model: {file}" for file in self.model), *self.lines]
         for case in self.cases:
             if case.status == "planned":
                 continue
             total = sum(case.seconds.values())
             rows.append(f"{case.status:8}{total:8.1f} s  {case.case}" + (f" -> {case.output}" if case.output else ""))
             rows += [f"  {line}" for line in (case.message or "").splitlines()]
+        rows += self._notes()
         counts = {status: sum(case.status == status for case in self.cases) for status in ("done", "skipped", "failed")}
         rows.append(
             ", ".join(f"{number} {status}" for status, number in counts.items() if number) or "nothing predicted"
         )
         return "\n".join(rows)
+
+    def _notes(self) -> list[str]:
+        """Each note once, with its case or the number of its cases."""
+        told: dict[str, list[str]] = {}
+        for case in self.cases:
+            for text in dict.fromkeys(case.notes):
+                told.setdefault(text, []).append(case.case)
+        rows = [f"note: {text} ({c[0] if len(c) == 1 else f'{len(c)} cases'})" for text, c in told.items()]
+        more = len(rows) - _NOTES
+        return rows if more <= 0 else [*rows[:_NOTES], f"... and {more} more notes, in --json"]
 
 
 def predict(
@@ -111,12 +126,13 @@ def predict(
     from medseg.checkpoint import load_model
 
     share = choose_shard(shard)
-    output = Path(output)
+    output, format = Path(output), None if format is None else format.lower()
     found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
     jobs = take_shard(plan_outputs(found, output, format), *share)
     chosen = _device(device, precision)
     if isinstance(model, str | Path | list | tuple):
         model = load_model(model, device=chosen)
+    used = tuple(map(str, (getattr(model, "metadata", None) or {}).get("sources", ())))
     work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format, precision)
     missing = [_failed(name, error) for name, error in refused] if share[0] == 0 else []  # told by one shard
     report = progress if callable(progress) else (_print if progress else lambda result: None)
@@ -124,7 +140,7 @@ def predict(
         results, certificate, lines = _survey(work, jobs, plan=plan, certify=certify)
         results += missing
         if plan:
-            return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
+            return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines), used)
     else:
         certificate, lines = None, []
     protect(output, jobs, alone=share[1] == 1)
@@ -144,7 +160,7 @@ def predict(
     for result in missing:
         results.append(result)
         report(result)
-    return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines))
+    return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines), used)
 
 
 def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tuple[list[CaseResult], Any, list[str]]:

@@ -17,7 +17,7 @@ from typing import Any
 from medseg.errors import CheckpointError, ResourceError
 from medseg.files import probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
 
-__all__ = ["RunFolder", "git_state", "newest_run", "provenance", "versions"]
+__all__ = ["RunFolder", "git_state", "is_run", "newest_run", "provenance", "versions"]
 
 STATES = ("running", "finished", "interrupted", "failed")
 _MARKS = ("best.pt", "last.pt", "last.prev.pt", "status.json")
@@ -111,11 +111,22 @@ def newest_run(path: str | Path) -> Path:
     """`path` if it is a run, else the newest run below it (folders of runs are `runs/` and `runs/<pipeline>/`).
 
     A folder without any run is returned as it is: who needs a run says so.
+
+    Raises:
+        CheckpointError: E360, runs of several pipelines lie below it: the newest of all would be one by chance.
     """
     path = Path(path)
-    if not path.is_dir() or _is_run(path):
+    if not path.is_dir() or is_run(path):
         return path
-    found = [run for pattern in ("*", "*/*") for run in path.glob(pattern) if run.is_dir() and _is_run(run)]
+    found = [run for pattern in ("*", "*/*") for run in path.glob(pattern) if run.is_dir() and is_run(run)]
+    parents = sorted({run.parent for run in found})
+    if len(parents) > 1:
+        more = f" ... {len(parents)} in all" if len(parents) > 5 else ""
+        listed = ", ".join(map(str, parents[:5])) + more
+        raise CheckpointError(
+            "runs of several pipelines lie below this folder", code="E360", file=path, expected="runs of one",
+            found=listed, fix="give one of them",
+        )  # fmt: skip
     # names begin with date and time; the file's own time would change when a run is copied. A run that ended before
     # its first checkpoint is only taken where there is no other
     return max(found, key=lambda run: (any(run.glob("*.pt")), run.name, str(run))) if found else path
@@ -154,5 +165,6 @@ def provenance(**more: Any) -> dict[str, Any]:
     return {**facts, **more}
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
     return any((path / mark).is_file() for mark in _MARKS)

@@ -500,3 +500,38 @@ def test_series_and_nifti_of_one_ct_agree(data_root, tmp_path):
     one, two = (volumes.read_label(case.output).array for case in result.cases)
     assert one.any()
     assert np.array_equal(one, two)
+
+
+def test_the_model_is_named_and_notes_are_told_once(tmp_path):
+    for name in ("a", "b"):
+        rgba = np.full((20, 30, 4), 150, np.uint8)
+        rgba[:, :15, :3] = 50  # transparent pixels keep their stored colour, and a note says so
+        Image.fromarray(rgba).save(tmp_path / f"{name}.png")
+    model = make_model(2, colour="grey")
+    model.metadata = {"sources": ["runs/liver/x/best.pt"]}
+    result = predict(model, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", progress=False)
+    lines = result.text().splitlines()
+    assert lines[0] == "model: runs/liver/x/best.pt"
+    assert result.as_dict()["model"] == ["runs/liver/x/best.pt"]
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "alpha" in notes[0]
+    assert notes[0].endswith("(2 cases)")
+
+
+def test_a_mask_of_another_input_is_not_replaced_without_a_word(tmp_path):
+    for folder, seed in (("A", 0), ("B", 1)):
+        (tmp_path / folder).mkdir()
+        make_volume(tmp_path / folder / "x.nii.gz", seed=seed)
+        result = predict(make_model(), tmp_path / folder / "x.nii.gz", tmp_path / "out", progress=False)
+        said = "replaced the mask of another input" in result.text()
+        assert said == (folder == "B")
+    again = predict(make_model(), tmp_path / "B" / "x.nii.gz", tmp_path / "out", progress=False)
+    assert not again.cases[0].notes
+    assert "A" not in json.loads((tmp_path / "out" / ".medseg" / "x.json").read_text())["place"].upper().split("/")
+
+
+def test_the_format_may_be_in_capitals(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 200, (20, 30), np.uint8)).save(tmp_path / "a.tif")
+    predict(make_model(2, colour="grey"), tmp_path / "a.tif", tmp_path / "out", format="PNG", progress=False)
+    assert (tmp_path / "out" / "a.png").is_file()

@@ -16,7 +16,7 @@ from test_cli import run
 from test_prediction import make_model, make_volume
 from test_volumes_dicom import TURNED, change
 
-from medseg.errors import MedsegError, UsageError
+from medseg.errors import MedsegError, ResourceError, UsageError
 from medseg.inference import stages
 from medseg.prediction import predict
 
@@ -89,12 +89,12 @@ REFUSED = {
     "multi-frame": (series(change({0}, NumberOfFrames=3)), 3, "E349", "convert it to NIfTI"),
     "colour series": (series(change({0}, SamplesPerPixel=3)), 3, "E314", "colour"),
     "no position": (series(change({0}, ImagePositionPatient=None)), 3, "E347", "position"),
-    "four dimensions": (nifti(np.zeros((6, 6, 6, 4), np.int16)), 3, "E310", "fourth dimension"),
-    "colour volume": (colour_volume, 3, "E314", "colour"),
+    "four dimensions": (nifti(np.zeros((6, 6, 6, 4), np.int16)), 3, "E310", "save one of its volumes"),
+    "colour volume": (colour_volume, 3, "E314", "save it as a grey volume"),
     "picture for a volume model": (picture, 3, "E310", "a volume (three dimensions)"),
     "volume for a picture model": (nifti(ARRAY), 2, "E310", "a picture (two dimensions)"),
     "stack for a picture model": (stack, 2, "E310", "3 pages"),
-    "colour for a grey model": (picture, 2, "E314", "colour"),
+    "colour for a grey model": (picture, 2, "E314", "save it as a grey picture"),
     "NaN": (nifti(np.full((6, 6, 6), np.nan, np.float32)), 3, "E312", "NaN"),
 }  # fmt: skip
 
@@ -294,3 +294,46 @@ def test_errors_are_medsegs_own(tmp_path):
     for name in ("", ".", "[", "a" * 300, str(tmp_path / "x\ny.nii.gz")):
         with pytest.raises(MedsegError):
             predict(make_model(), [name] if name != "." else [tmp_path], tmp_path / "out", progress=False)
+
+
+def test_a_folders_name_is_never_the_id_of_a_dicom_case(tmp_path):
+    folder = corpus.series(tmp_path / "Doe^John", ARRAY)
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:140])  # nothing behind the mark can be read
+    result = predict(make_model(), [folder], tmp_path / "out", progress=False)
+    (case,) = result.cases
+    assert case.status == "failed"
+    assert case.case.startswith("dicom-unread-")
+    assert "Doe" not in case.case
+
+
+@pytest.mark.parametrize("name", ["run", "runs", "run/best.pt", "package"])
+def test_a_second_model_among_the_images_is_refused(tmp_path, name):
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "run").symlink_to("runs/run")
+    (tmp_path / "run" / "best.pt").write_bytes(b"")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "run" / "mask.png")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "model.json").write_text("{}")
+    make_volume(tmp_path / "a.nii.gz")
+    with pytest.raises(UsageError, match="an input is a model") as caught:
+        predict(make_model(), [tmp_path / name, tmp_path / "a.nii.gz"], tmp_path / "out", progress=False)
+    assert f"--with {tmp_path / name}" in caught.value.fix
+
+
+def test_an_output_that_is_a_file_is_called_one(tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "mask.nii.gz").write_text("x")
+    with pytest.raises(ResourceError, match="the output is a file, and a folder is needed"):
+        predict(make_model(), tmp_path / "a.nii.gz", tmp_path / "mask.nii.gz", progress=False)
+    assert (tmp_path / "mask.nii.gz").read_text() == "x"
+
+
+def test_a_format_that_cannot_hold_the_mask_is_refused_before_the_network_runs(tmp_path, monkeypatch):
+    picture(tmp_path / "bad")
+    make_volume(tmp_path / "a.nii.gz")
+    monkeypatch.setattr(stages, "predict_case", lambda *_, **__: pytest.fail("the network ran"))
+    for name, format in (("bad.png", "nifti"), ("a.nii.gz", "PNG"), ("a.nii.gz", "dicom-seg")):
+        model = make_model(2, 3, colour="rgb") if name == "bad.png" else make_model()
+        result = predict(model, tmp_path / name, tmp_path / format, format=format, progress=False)
+        assert "cannot be written so" in (result.cases[0].message or ""), result.text()

@@ -78,3 +78,13 @@ def test_provenance_is_plain(tmp_path, monkeypatch):
     assert git_state(tmp_path) is None
     monkeypatch.setattr(module.subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError()))
     assert git_state() is None
+
+
+def test_the_newest_of_several_pipelines_is_not_guessed(tmp_path):
+    for name in ("liver", "lung"):
+        RunFolder.create(tmp_path / "runs", name, now=NOW).set_status("finished")
+    with pytest.raises(CheckpointError, match="several pipelines") as caught:
+        newest_run(tmp_path / "runs")
+    assert caught.value.code == "E360"
+    assert caught.value.found == f"{tmp_path / 'runs' / 'liver'}, {tmp_path / 'runs' / 'lung'}"
+    assert newest_run(tmp_path / "runs" / "lung").parent.name == "lung"

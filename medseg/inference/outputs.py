@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from medseg import files, volumes
-from medseg.errors import DataError, MedsegError, UsageError, collect
+from medseg.errors import DataError, MedsegError, ResourceError, UsageError, collect
 from medseg.files_atomic import temporary_name
+from medseg.package import MODEL_FILE
+from medseg.run import is_run
 
 __all__ = [
     "FORMATS",
@@ -28,6 +30,7 @@ __all__ = [
     "probability_file",
     "protect",
     "record",
+    "replaced",
 ]
 
 FORMATS = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png", "dicom-seg": ".dcm"}
@@ -60,12 +63,14 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
     What lies in the output folder is no input when that folder is below an input folder.
 
     Raises:
-        UsageError: E103 nothing is found at all; the output folder is an input folder.
+        UsageError: E103 nothing is found at all; the output folder is an input folder; E101 an input is a model.
     """
-    found: dict[Path, None] = {}
+    found: dict[tuple[str, str], Path] = {}
     refused: list[tuple[str, MedsegError]] = []
     for name in inputs:
         path = Path(name)
+        if str(name):
+            _refuse_model(path)
         if os.path.isdir(path) and path.resolve() == output.resolve():
             raise UsageError(
                 "the output folder is an input folder: results would lie among the images",
@@ -75,12 +80,30 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
                 fix="choose another output folder; one below the input folder will do",
             )
         try:
-            found.update(dict.fromkeys(volumes.list_inputs([name], skip=output)))
+            for image in volumes.list_inputs([name], skip=output):
+                found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
             refused.append((path.name or str(path), error))
     if not found:
         raise collect([error for _, error in refused] or [_nothing_named()])
-    return list(found), refused
+    return list(found.values()), refused
+
+
+def _refuse_model(path: Path) -> None:
+    """A second model among the inputs is not a folder of images (its validation masks would be segmented)."""
+    try:
+        is_model = path.suffix in (".pt", ".onnx") or path.name == MODEL_FILE or is_run(path)
+        is_model = is_model or (
+            path.is_dir()
+            and ((path / MODEL_FILE).is_file() or any(is_run(part) for part in path.iterdir() if part.is_dir()))
+        )
+    except (OSError, ValueError):  # told when it is read
+        return
+    if is_model:
+        raise UsageError(
+            "an input is a model: a run, checkpoint or package", field="inputs", file=path, expected="images",
+            fix=f"one model, then images; for an ensemble: --with {path}",
+        )  # fmt: skip
 
 
 def _nothing_named() -> UsageError:
@@ -95,8 +118,13 @@ def protect(output: Path, jobs: Sequence[Job], *, alone: bool = True) -> None:
 
     Raises:
         UsageError: E103, a file that `medseg predict` did not write has the name of an output.
-        ResourceError: the folder cannot be written.
+        ResourceError: E502, the folder cannot be written, or `output` is a file.
     """
+    if output.exists() and not output.is_dir():
+        raise ResourceError(
+            "the output is a file, and a folder is needed", code="E502", field="output", file=output,
+            fix="name a folder: each image has a mask of its own in it",
+        )  # fmt: skip
     files.probe_writable(output)
     marker = output / _RECORDS
     if marker.is_dir():
@@ -132,7 +160,7 @@ def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None
             case, kind = volumes.case_id(path), volumes.find_format(path)
         except DataError:
             # refused with its own message when it is read
-            case, kind = path.name.split(".")[0] or path.name, "nifti"
+            case, kind = volumes.hidden_id(path) or path.name.split(".")[0] or path.name, "nifti"
         suffix = FORMATS[format] if format else {"tiff": ".tif"}.get(kind, ".png" if kind in _PICTURES else ".nii.gz")
         name = files.safe_stem(case, suffix)
         target = output / (name + suffix)
@@ -172,9 +200,24 @@ def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path
         "model": model,
         "options": options,
         "input": _hashed(state),
+        "place": _hashed(os.path.realpath(job.source)),
         "outputs": {os.path.relpath(p, job.output.parent): _size(p) for p in outputs},
     }
     files.write_json(job.record, value)
+
+
+def replaced(job: Job, state: str) -> tuple[str, ...]:
+    """A note where the outputs that are there were made from another input, elsewhere, of the same name.
+
+    `state`: the input's `fingerprint`. Which input it was is not said: of places and states only hashes are kept.
+    """
+    try:
+        value = json.loads(job.record.read_text(encoding="utf-8"))
+        place, before = value["place"], value["input"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    other = place != _hashed(os.path.realpath(job.source)) and before != _hashed(state)
+    return ("it replaced the mask of another input of this name",) if other else ()
 
 
 def is_complete(job: Job, model: str, options: dict[str, Any]) -> bool:

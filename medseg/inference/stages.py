@@ -23,7 +23,7 @@ from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
 from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import resident_bytes
-from medseg.inference.outputs import Job, fingerprint, header_of, probability_file, record
+from medseg.inference.outputs import Job, fingerprint, header_of, probability_file, record, replaced
 
 __all__ = ["Work"]
 
@@ -107,6 +107,7 @@ class Work:
         if before and fingerprint(job.source) != before:
             message, fix = "the file changed while it was read", "predict it again once it is written completely"
             raise DataError(message, code="E302", case=job.case, file=job.source, fix=fix)
+        volumes.check_suffix(job.output, sample["native"].kind, volumes.find_format(job.source))
         sample["state"] = before
         if large is not None:
             return sample
@@ -176,8 +177,9 @@ class Work:
             step = result["stride"]  # of large pictures a smaller one is shown
             volumes.write_overlay(job.overlay, result["picture"], _sampled(result["label"], step))
             outputs.append(job.overlay)
+        notes = (*result["notes"], *replaced(job, result["state"]))
         record(job, self.identity, self.options, outputs, result["state"])
-        return {"notes": result["notes"]}
+        return {"notes": notes}
 
 
 def _write(writer: Any, start: int, slab: np.ndarray) -> None:
