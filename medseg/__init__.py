@@ -19,6 +19,7 @@ _HOME = {
     "load_model": "medseg.checkpoint",
     "export_bundle": "medseg.export",
     "export_onnx": "medseg.export",
+    "export_package": "medseg.export",
     "MedsegError": "medseg.errors",
 }
 

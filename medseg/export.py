@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import warnings
@@ -45,19 +46,25 @@ def export_package(run: str | Path, output: str | Path) -> Path:
 
     Args:
         run: run folder or checkpoint.
-        output: folder; made when missing; an earlier package in it is replaced, anything else is refused.
+        output: folder; made when missing; an earlier export of the same model in it is replaced, anything else is
+            refused.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: there is no usable checkpoint.
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or the export of another model.
         ResourceError: it cannot be written.
+
+    >>> import medseg
+    >>> medseg.export_package("runs/liver", "liver_package")  # doctest: +SKIP
+    PosixPath('liver_package')
     """
     from safetensors.torch import save_file
 
-    model, folder = load_model(run), _target(output)
+    model = load_model(run)
+    folder = _target(output, model)
     weights = folder / "model.safetensors"
     state = {name: value.detach().cpu().contiguous() for name, value in _only(model).state_dict().items()}
     with atomic_path(weights) as temporary:
@@ -87,7 +94,8 @@ def export_onnx(run: str | Path, output: str | Path) -> Path:
         raise ResourceError(
             "ONNX export needs the extra packages", code="E540", fix="pip install 'medseg[onnx]'"
         ) from error
-    model, folder = load_model(run), _target(output)
+    model = load_model(run)
+    folder = _target(output, model)
     graph = folder / "model.onnx"
     network = _only(model)
     with atomic_path(graph) as temporary:
@@ -109,8 +117,8 @@ def export_bundle(run: str | Path, output: str | Path) -> Path:
     Raises:
         UsageError, CheckpointError, ResourceError: as `export_package`.
     """
-    model, folder = load_model(run), _target(output, mark="configs/metadata.json")
-    _only(model)
+    model = load_model(run)
+    folder = _target(output, model, mark="configs/metadata.json")
     write_bundle(model, folder, describe(model), model_card(model, run))
     return folder
 
@@ -123,7 +131,7 @@ def describe(model: Model) -> dict[str, Any]:
         "format": FORMAT, "medseg": __version__, "pipeline": _plain(model.pipeline), "dataset": _plain(model.dataset),
         "in_channels": meta["in_channels"], "out_channels": meta["out_channels"], "threshold": meta.get("threshold"),
         "metrics": meta.get("metrics", {}), "progress": {"epoch": meta.get("epoch")},
-        "versions": meta.get("versions", {}),
+        "versions": meta.get("versions", {}), "identity": _identity(model),
         "geometry": {
             "spatial_dims": network.spatial_dims, "context": list(network.context), "divisor": list(network.divisor),
             "padded": bool(network.padded), "exact_under_tiling": bool(network.exact_under_tiling),
@@ -149,7 +157,17 @@ def _only(model: Model) -> Any:
     return model.network
 
 
-def _target(output: str | Path, mark: str = MODEL_FILE) -> Path:
+def _identity(model: Model) -> str:
+    """SHA-256 of the network's weights by name: what exports of one model share, in whatever form."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def _target(output: str | Path, model: Model, mark: str = MODEL_FILE) -> Path:
+    _only(model)
     folder = Path(output)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file()):
         raise UsageError(
@@ -158,6 +176,16 @@ def _target(output: str | Path, mark: str = MODEL_FILE) -> Path:
             file=folder,
             expected="a new or empty folder, or an earlier export",
         )
+    if (folder / MODEL_FILE).is_file():
+        try:
+            found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8")).get("identity")
+        except (OSError, ValueError, AttributeError):
+            found = None
+        if found != _identity(model):
+            raise UsageError(
+                "the folder holds the export of another model", field="output", file=folder,
+                fix="name another folder, or remove this one",
+            )  # fmt: skip
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import medseg
 from medseg.checkpoint import CheckpointStore, load_model
 from medseg.config import DatasetSpec, Pipeline
 from medseg.errors import CheckpointError, MedsegError, UsageError
@@ -177,6 +178,18 @@ def test_exports_do_not_overwrite_what_is_not_theirs(run, tmp_path):
         with pytest.raises(CheckpointError):
             export(tmp_path / "nothing", tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_export_of_another_model_is_not_replaced(run, tmp_path):
+    other = make_run(tmp_path / "other", pipeline(), dataset(), seed=1)
+    for number, export in enumerate((export_package, export_bundle)):
+        export(run, tmp_path / f"x{number}")
+        before = (tmp_path / f"x{number}" / "model.json").read_bytes()
+        with pytest.raises(UsageError, match="another model"):
+            export(other, tmp_path / f"x{number}")
+        assert (tmp_path / f"x{number}" / "model.json").read_bytes() == before
+        export(run, tmp_path / f"x{number}")  # the same model again
+    assert medseg.export_package is export_package
 
 
 @pytest.fixture(scope="module")

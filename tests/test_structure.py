@@ -152,7 +152,7 @@ def test_no_data_sets_name_is_in_the_code():
 def test_public_names_are_real_and_documented():
     expected = {
         "train", "predict", "evaluate", "compare", "load_pipeline", "load_model", "export_bundle", "export_onnx",
-        "MedsegError", "__version__",
+        "export_package", "MedsegError", "__version__",
     }  # fmt: skip
     assert set(medseg.__all__) == expected
     for name in expected:
