@@ -164,7 +164,7 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="Named set of scores: lits, msd, drive, ctc, isbi_em, dsb2018.")
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="A score; may be given several times.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A score, or several: Dice,HD95.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names: 1=liver,2=tumour.")] = None,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring predictions on another grid to the reference's.")
@@ -261,8 +261,8 @@ def export(
     makers = {"package": program.export_package, "bundle": program.export_bundle, "onnx": program.export_onnx}
     if format not in makers:
         raise UsageError("unknown export format", field="--format", expected=", ".join(makers), found=format)
-    target = output or Path(f"{newest(run).name}_{format}")
-    written = makers[format](newest(run), target)
+    run = newest(run)
+    written = makers[format](run, output or Path(f"{run.name}_{format}"))
     say(f"{format}: {written}")
     if as_json:
         show_json({"format": format, "written": written})

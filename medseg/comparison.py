@@ -16,6 +16,7 @@ from typing import Any
 
 from medseg.errors import DataError, MedsegError, UsageError, collect
 from medseg.files import write_json, write_text
+from medseg.run import newest_run
 from medseg.tables import POOLED, ScoreRow, quote_cell, read_cases, read_summary
 from medseg.tables_text import plain_number
 
@@ -89,11 +90,12 @@ class Comparison:
         return "\n".join([*lines, *self.notes])
 
 
-def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0) -> Comparison:
+def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | None = None, seed: int = 0) -> Comparison:
     """Compare two or more evaluations of the same cases; each is compared with the first.
 
     Args:
-        scores: folders with cases.csv (of `evaluate`, or runs with `validation/cases.csv`), or such files.
+        scores: folders with cases.csv (of `evaluate`, or runs with `validation/cases.csv`), such files, or folders of
+            runs, which stand for their newest; also as one list.
         output: folder to write comparison.csv and comparison.json to; nothing is written when None.
         seed: of the bootstrap.
 
@@ -108,10 +110,12 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
     """
     from medseg.metrics.statistics import compare_paired, holm, verdict
 
-    if len(scores) < 2:
-        raise UsageError("a comparison needs two evaluations or more", field="scores", found=len(scores))
-    files = [_find(Path(path)) for path in scores]
-    names = _names([Path(path) for path in scores])
+    paths = [Path(p) for one in scores for p in ([one] if isinstance(one, str | Path) else one)]
+    if len(paths) < 2:
+        raise UsageError("a comparison needs two evaluations or more", field="scores", found=len(paths))
+    chosen = [_newest(path) for path in paths]
+    files = [_find(path) for path in chosen]
+    names = _names(paths)
     tables = [_table(file) for file in files]
     summaries = [_summary(file) for file in files]
     _check_cases(names, files, tables)
@@ -119,7 +123,7 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
     groups = summaries[0].get("groups") or {}
     differences: list[Difference] = []
     ranks: list[int] = []
-    notes: list[str] = []
+    notes = [f"{n} is {c}, its newest run." for n, p, c in zip(names, paths, chosen, strict=True) if c != p]
     for name, table in zip(names[1:], tables[1:], strict=True):
         common = [key for key in tables[0] if key in table]
         if not common:
@@ -165,9 +169,18 @@ def compare(*scores: str | Path, output: str | Path | None = None, seed: int = 0
     return result
 
 
-def _find(path: Path) -> Path:
+def _newest(path: Path) -> Path:
+    """The newest run of a folder of runs; anything with scores of its own as it is."""
+    return path if _scores_in(path) is not None else newest_run(path)
+
+
+def _scores_in(path: Path) -> Path | None:
     candidates = (path, path / "cases.csv", path / "validation" / "cases.csv", path / "scores" / "cases.csv")
-    found = next((p for p in candidates if p.is_file()), None)
+    return next((p for p in candidates if p.is_file()), None)
+
+
+def _find(path: Path) -> Path:
+    found = _scores_in(path)
     if found is None:
         raise DataError(
             "there are no scores here", code="E302", file=path, expected="cases.csv", fix="run `medseg evaluate` first"

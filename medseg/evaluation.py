@@ -82,13 +82,13 @@ def evaluate(
     run: str | Path | None = None,
     part: str = "test",
     protocol: str | None = None,
-    metrics: Sequence[Any] | None = None,
+    metrics: str | Sequence[Any] | None = None,
     labels: str | Mapping[int, str] | None = None,
     ignore: int | None = None,
     resample: bool = False,
     observer: str | Path | None = None,
     workers: int | None = None,
-    formats: Sequence[str] = (),
+    formats: str | Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
@@ -104,10 +104,12 @@ def evaluate(
         output: folder for the results; `scores` inside `predictions`, or the run's `validation`, when None.
         data: data root, when the reference is a data set or a run's validation part; MEDSEG_DATA when None.
         images: folder of the images, for the report's pictures, when the reference is a folder.
-        run: run whose label names and scores are used with a reference folder.
+        run: run whose label names and scores are used with a reference folder. A folder of runs stands for its newest,
+            here and as `predictions`.
         part: part of the data set: "training", "validation", "test".
         protocol: named set of scores; the data set's own when None.
-        metrics: names of scores, or components with arguments; they come before any protocol.
+        metrics: names of scores ("Dice,HD95" too), or components with arguments; they come before any protocol. For a
+            run they need an `output`, so that its own scores stay.
         labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None. One label
             alone may be stored as any value (0 and 255); a note says so.
         ignore: value of void voxels in the references.
@@ -127,6 +129,8 @@ def evaluate(
         DataError: no pair is found, grids differ, values are wrong, files are broken.
         ResourceError: the output cannot be written.
     """
+    formats = [formats] if isinstance(formats, str) else list(formats)
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     for name in formats:
         if name not in _FORMATS:
             raise UsageError("unknown format of table", field="formats", expected=", ".join(_FORMATS), found=name)

@@ -10,7 +10,7 @@ from typing import Any
 from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 
-__all__ = ["Pair", "Reading", "check_grids", "find_predictions", "match_folders", "pair_cases"]
+__all__ = ["Pair", "Reading", "check_grids", "find_predictions", "match_folders", "pair_cases", "parse_labels"]
 
 SIDE_FILES = ("_overlay",)  # written by predict beside the label images
 
@@ -49,6 +49,30 @@ class Pair:
     group: str | None = None
     probabilities: Path | None = None
     source: Any = field(default=None, compare=False)  # the data set's own description of the case, when it has one
+
+
+def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
+    """Label names as text "1=liver,2=tumour" or as a mapping; background 0 is left out.
+
+    >>> parse_labels("1=liver, 2=tumour")
+    {1: 'liver', 2: 'tumour'}
+
+    Raises:
+        UsageError: not of that form, no label, or one number or name twice.
+    """
+    if isinstance(labels, str):
+        found: dict[int, str] = {}
+        for part in labels.split(","):
+            number, sign, name = part.partition("=")
+            if not sign or not number.strip().isdecimal() or not name.strip() or int(number) in found:
+                raise UsageError("labels cannot be read", field="labels", expected="1=liver,2=tumour", found=labels)
+            found[int(number)] = name.strip()
+    else:
+        found = {int(number): str(name) for number, name in labels.items()}
+    found.pop(0, None)
+    if not found or len(set(found.values())) != len(found) or min(found) < 0:
+        raise UsageError("labels need numbers above 0 and a name of its own for each", field="labels", found=labels)
+    return found
 
 
 def find_predictions(folder: str | Path) -> dict[str, Path]:

@@ -10,10 +10,11 @@ from typing import Any
 
 from medseg.errors import CheckpointError, ConfigError, DataError, UsageError
 from medseg.evaluation_attention import has_attention
-from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases
+from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases, parse_labels
 from medseg.evaluation_scoring import Scoring
+from medseg.run import newest_run
 
-__all__ = ["DEFAULT_METRICS", "Plan", "make_plan", "parse_labels"]
+__all__ = ["DEFAULT_METRICS", "Plan", "make_plan"]
 
 DEFAULT_METRICS: tuple[Any, ...] = (
     "Dice", "IoU", "Sensitivity", "Precision", "HD", "HD95", "ASSD", ("SurfaceDice", {"tolerance": 1.0}), "VolumeError",
@@ -61,10 +62,10 @@ def make_plan(
     Raises:
         UsageError, DataError: as there.
     """
-    predictions = Path(predictions)
+    predictions, run = Path(predictions), None if run is None else newest_run(run)
     if reference is None and run is None:
-        return _plan_run(predictions, output=output, data=data, protocol=protocol, metrics=metrics)
-    pipeline, spec = _facts_of_run(Path(run), data) if run is not None else (None, None)
+        return _plan_run(newest_run(predictions), output=output, data=data, protocol=protocol, metrics=metrics)
+    pipeline, spec = _facts_of_run(run, data) if run is not None else (None, None)
     target = Path(output) if output is not None else predictions / "scores"
     if reference is None:
         raise UsageError(
@@ -80,9 +81,7 @@ def make_plan(
         dataset = None if spec is None else spec.name
         encoding = _encoding(spec)
     else:
-        from medseg.data import data_root, find_cases
-
-        pairs, extra = pair_cases(find_cases(named, data_root(data), part=part), predictions)
+        pairs, extra = pair_cases(_cases_of(named, data, part), predictions)
         reading = Reading(
             parse_labels(labels) if labels is not None else _names(named),
             ignore=named.ignore,
@@ -91,35 +90,13 @@ def make_plan(
         )
         title, dataset, spec = f"{named.title}: scores of {predictions.resolve().name}", named.name, named
     chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
-    threshold, notes = _threshold(None if run is None else Path(run), protocol)
+    threshold, notes = _threshold(run, protocol)
+    if named is not None and part == "training":
+        notes.append("These are training cases: scores of a model that was trained on them are no test of it.")
     return Plan(
         pairs, extra, reading, chosen, target, title, predictions.resolve().name, Path(reference).name, dataset,
         protocol, notes, threshold, encoding=encoding,
     )  # fmt: skip
-
-
-def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
-    """Label names as text "1=liver,2=tumour" or as a mapping; background 0 is left out.
-
-    >>> parse_labels("1=liver, 2=tumour")
-    {1: 'liver', 2: 'tumour'}
-
-    Raises:
-        UsageError: not of that form, no label, or one number or name twice.
-    """
-    if isinstance(labels, str):
-        found: dict[int, str] = {}
-        for part in labels.split(","):
-            number, sign, name = part.partition("=")
-            if not sign or not number.strip().isdecimal() or not name.strip() or int(number) in found:
-                raise UsageError("labels cannot be read", field="labels", expected="1=liver,2=tumour", found=labels)
-            found[int(number)] = name.strip()
-    else:
-        found = {int(number): str(name) for number, name in labels.items()}
-    found.pop(0, None)
-    if not found or len(set(found.values())) != len(found) or min(found) < 0:
-        raise UsageError("labels need numbers above 0 and a name of its own for each", field="labels", found=labels)
-    return found
 
 
 def _plan_run(
@@ -140,6 +117,11 @@ def _plan_run(
             fix="medseg evaluate PREDICTIONS REFERENCES",
         )
     pipeline, spec = _facts_of_run(folder, data)
+    if output is None and (metrics is not None or protocol not in (None, spec.protocol)):
+        raise UsageError(
+            "other scores would replace the run's own, which compare, report and pooled folds read",
+            field="output", file=folder / "validation", fix="give another folder: -o scores",
+        )  # fmt: skip
     try:
         wanted = json.loads((folder / "split.json").read_text(encoding="utf-8"))["validation"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -240,6 +222,25 @@ def _dataset(name: str, data: str | Path | None) -> Any:
     return load_dataset(name, root=data)
 
 
+def _cases_of(spec: Any, data: str | Path | None, part: str) -> list[Any]:
+    """The cases of a part; where it has none, the refusal names the parts that have some."""
+    from medseg.data import data_root, find_cases
+
+    root = data_root(data)
+    try:
+        return find_cases(spec, root, part=part)
+    except UsageError as error:
+        if error.code != "E103":
+            raise
+        split = {case.split for case in find_cases(spec, root, part="all")}
+        has = [name for name in ("training", "validation", "test") if name in split]
+        error.field, error.expected = "--part", f"a part that it has: {', '.join(has)}"
+        error.fix = f"--part {has[0]}"
+        if has[0] == "training":
+            error.fix += " (no test of a model that was trained on these cases)"
+        raise
+
+
 def _names(spec: Any) -> dict[int, str]:
     return {index: name for index, name in spec.labels.items() if index != 0}
 
@@ -249,6 +250,11 @@ def _encoding(spec: Any) -> Any:
     if spec is not None and spec.colours:
         return {tuple(rgb): index for index, rgb in spec.colours.items()}
     return None if spec is None or spec.encoding == "index" else spec.encoding
+
+
+def _separate(metric: Any) -> list[Any]:
+    """Names in one text, "Dice,HD95"; anything else as it is."""
+    return [name.strip() for name in metric.split(",") if name.strip()] if isinstance(metric, str) else [metric]
 
 
 def _scoring(
@@ -274,7 +280,7 @@ def _scoring(
         usual = (*OBJECT_METRICS, "Dice") if objects else DEFAULT_METRICS
         chosen = chosen or tuple(m for m in usual if (m if isinstance(m, str) else m[0]) in METRICS)
     else:
-        chosen, protocol = tuple(metrics), None
+        chosen, protocol = tuple(part for one in metrics for part in _separate(one)), None
     parsed = parse_metrics(chosen)
     unique = tuple(dict.fromkeys((metric.name, tuple(sorted(arguments.items()))) for metric, arguments in parsed))
     # of a set that tells objects apart, predictions hold numbered objects, whatever is scored

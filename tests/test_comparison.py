@@ -163,3 +163,15 @@ def test_scores_that_only_one_has_are_told(tmp_path, base):
     assert len(result.differences) == 1
     assert "liver IoU" in result.notes[0]
     assert "liver IoU" in result.text()
+
+
+def test_folders_of_runs_stand_for_the_newest_and_one_list_is_several(tmp_path, base):
+    for name, shift in (("a", 0.0), ("b", 0.02)):
+        for day in ("20", "21"):
+            run = tmp_path / "runs" / name / f"2026-11-{day}_090000_fold0"
+            scores(run / "validation", base + (shift if day == "21" else 0.5))
+            (run / "best.pt").write_bytes(b"")
+    result = compare([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
+    assert result.names == ("a", "b")
+    assert result.differences[0].difference == pytest.approx(0.02)
+    assert any("2026-11-21" in note for note in result.notes)

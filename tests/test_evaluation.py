@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 
 import nibabel
 import numpy as np
@@ -14,8 +15,7 @@ from PIL import Image
 from medseg.cli import main
 from medseg.errors import CasesFailed, CheckpointError, DataError, GeometryError, LabelError, MedsegError, UsageError
 from medseg.evaluation import evaluate, pool_runs
-from medseg.evaluation_pairs import Reading
-from medseg.evaluation_plan import parse_labels
+from medseg.evaluation_pairs import Reading, parse_labels
 from medseg.evaluation_pool import count_workers
 from medseg.evaluation_scoring import calibration_counts
 from medseg.evaluation_views import choose_cases
@@ -543,3 +543,57 @@ def test_attention_maps_lie_on_the_image(tmp_path):
     moved = _to_native(values, np.diag([2.0, 2, 1, 1]), native)
     assert np.unravel_index(moved.argmax(), moved.shape) == (6, 10)
     assert AttentionMaps.__doc__
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of two runs that label c0 and c1 of `tiny` as they are; the older one has no predictions."""
+    from tiny import tiny_pipeline, write_cases
+
+    from medseg.config import to_yaml
+
+    data = write_cases(tmp_path / "data", 2)
+    for day in ("20", "21"):
+        run = tmp_path / "runs" / "tiny" / f"2026-11-{day}_090000_fold0"
+        run.mkdir(parents=True)
+        (run / "pipeline.yaml").write_text(to_yaml(tiny_pipeline()))
+        (run / "split.json").write_text(json.dumps({"validation": ["c0", "c1"]}))
+        (run / "best.pt").write_bytes(b"")
+    shutil.copytree(data / "labels", run / "validation" / "predictions")
+    return run.parent
+
+
+def test_a_folder_of_runs_stands_for_its_newest(runs, tmp_path):
+    data = tmp_path / "data"
+    result = evaluate(runs, data=data, workers=1)
+    assert result.folder == runs / "2026-11-21_090000_fold0" / "validation"
+    named = evaluate(data / "labels", data / "labels", run=runs, data=data, workers=1, output=tmp_path / "out")
+    assert named.summary["labels"] == {"1": "ball", "2": "core"}
+
+
+def test_other_scores_never_replace_a_runs_own(runs, tmp_path):
+    data, own = tmp_path / "data", runs / "2026-11-21_090000_fold0" / "validation" / "cases.csv"
+    evaluate(runs, data=data, workers=1)
+    before = own.read_bytes()
+    for asked in ({"metrics": ["IoU"]}, {"protocol": "msd"}):
+        with pytest.raises(UsageError, match="replace the run's own"):
+            evaluate(runs, data=data, workers=1, **asked)
+    result = evaluate(runs, data=data, workers=1, metrics="Dice,IoU", formats="latex", output=tmp_path / "out")
+    assert {row.metric for row in result.rows} == {"Dice", "IoU"}
+    assert (tmp_path / "out" / "scores.tex").is_file()
+    assert own.read_bytes() == before
+
+
+def test_a_set_without_test_cases_says_which_parts_it_has(tmp_path, capsys):
+    from tiny import write_cases
+
+    data = write_cases(tmp_path / "data", 2)
+    with pytest.raises(UsageError) as caught:
+        evaluate(data / "labels", "tiny", data=data, workers=1)
+    assert caught.value.code == "E103"
+    assert "training" in caught.value.expected
+    assert caught.value.fix.startswith("--part training")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(data / "labels"), "tiny", "--data", str(data), "--part", "training", "--workers", "1",
+              "--metric", "Dice", "-o", str(tmp_path / "out")])  # fmt: skip
+    assert "note: These are training cases" in capsys.readouterr().out
