@@ -118,7 +118,8 @@ def newest_run(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir() or is_run(path):
         return path
-    found = [run for pattern in ("*", "*/*") for run in path.glob(pattern) if run.is_dir() and is_run(run)]
+    levels = ([run for run in path.glob(pattern) if run.is_dir() and is_run(run)] for pattern in ("*", "*/*"))
+    found = next(filter(None, levels), [])  # runs kept in a folder beside others (`old/`) do not count
     parents = sorted({run.parent for run in found})
     if len(parents) > 1:
         more = f" ... {len(parents)} in all" if len(parents) > 5 else ""

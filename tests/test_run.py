@@ -88,3 +88,5 @@ def test_the_newest_of_several_pipelines_is_not_guessed(tmp_path):
     assert caught.value.code == "E360"
     assert caught.value.found == f"{tmp_path / 'runs' / 'liver'}, {tmp_path / 'runs' / 'lung'}"
     assert newest_run(tmp_path / "runs" / "lung").parent.name == "lung"
+    RunFolder.create(tmp_path / "runs" / "lung", "old", now=NOW.replace(year=2030)).set_status("finished")
+    assert newest_run(tmp_path / "runs" / "lung").parent.name == "lung"
