@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from medseg.cli_common import (
     JsonOption,
     PipelinesOption,
     SetOption,
+    note,
     say,
     show_json,
     show_summary,
@@ -32,11 +34,15 @@ def train(
     fold: Annotated[str, typer.Option(help="0, 1, ... or all; none: train on every case, score none.")] = "0",
     minutes: Annotated[float | None, typer.Option(help="Short for --set train.minutes=...")] = None,
     settings: SetOption = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run exactly where it stopped.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run where it stopped; with --fold all: its series.")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this run or checkpoint.")] = None,
     device: DeviceOption = "auto",
     cache: Annotated[Path | None, typer.Option(help="Folder for preprocessed cases.")] = None,
-    report: Annotated[bool, typer.Option(help="Score the validation cases and write report.html at the end.")] = True,
+    report: Annotated[
+        bool, typer.Option(help="Score validation cases (and folds together), write report.html.")
+    ] = True,
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
     find_lr: Annotated[
         bool, typer.Option("--find-lr", help="Try learning rates, print the best, do not train.")
@@ -54,7 +60,7 @@ def train(
 
     overrides = [*(settings or []), *([f"train.minutes={minutes}"] if minutes is not None else [])]
     if resume is not None:
-        _refuse_beside_resume(context)
+        _refuse_beside_resume(context, every=fold == "all")
     if resume is None and name is not None and data is None:
         data_root(data)  # told before what takes seconds to load; a folder that is not there, after wrong settings
     from medseg import training
@@ -73,15 +79,14 @@ def train(
         if as_json:
             show_json({"suggested": result.suggested, "rows": result.rows})
         return
-    if resume is not None:
-        runs = [training.train(None, resume=resume, overrides=overrides, **common)]
+    if fold == "all":
+        runs, reports = _train_folds(plan, resume, output=output, init=init, report=report, common=common)
     else:
-        folds = range(_count_folds(plan, data)) if fold == "all" else [_fold_number(fold)]
-        runs = [training.train(plan, output=output, fold=k, init=init, **common) for k in folds]
-    titles = [f"Scores, fold {k}" if fold == "all" else "Scores" for k in range(len(runs))]
-    reports = [_score_and_report(*pair) for pair in zip(runs, titles, strict=True)] if report and _writes() else []
-    if fold == "all" and resume is None and report and _writes():
-        reports.append(_pool_folds(runs))
+        if resume is not None:
+            run = training.train(None, resume=resume, overrides=overrides, **common)
+        else:
+            run = training.train(plan, output=output, fold=_fold_number(fold), init=init, **common)
+        runs, reports = [run], [_score_and_report(run, "Scores")] if report and _writes() else []
     if not _writes():  # the first process tells
         return
     for run in runs:
@@ -92,16 +97,58 @@ def train(
         show_json({"runs": runs, "reports": reports})
 
 
-def _refuse_beside_resume(context: typer.Context) -> None:
-    """What a run that goes on has of its own cannot be said again; it would be ignored."""
+def _train_folds(
+    plan: Any, resume: Path | None, *, output: Path, init: Path | None, report: bool, common: dict[str, Any]
+) -> tuple[list[Path], list[Path]]:
+    """Every fold, each scored when it ends, then all together; what `resume` holds of them is not done again."""
+    from medseg import training
+    from medseg.training_series import take_up
+
+    series = None if resume is None else take_up(resume, data=common["data"])
+    if series is not None:
+        plan, output, common = series.pipeline, series.output, {**common, "data": series.root}
+    runs, reports = [], []
+    for fold in range(_count_folds(plan, common["data"])):
+        try:
+            if series is not None and series.is_finished(fold):
+                runs.append(series.runs[fold])
+                note(f"fold {fold}: {runs[-1]} is finished")
+            elif series is not None and fold in series.runs:
+                runs.append(training.train(None, resume=series.runs[fold], **common))
+            else:
+                runs.append(training.train(plan, output=output, fold=fold, init=init, **common))
+            if report and _writes():
+                reports.append(_score_and_report(runs[-1], f"Scores, fold {fold}"))
+        except BaseException:
+            if _writes():
+                place = output / (plan.name or plan.dataset)
+                note(f"all folds: {shlex.join(['medseg', 'train', '--resume', str(place), '--fold', 'all'])}")
+            raise
+    if report and _writes():
+        reports.append(_pool_folds(runs))
+    return runs, reports
+
+
+def _refuse_beside_resume(context: typer.Context, *, every: bool) -> None:
+    """What a run that goes on, or every fold of a series, has of its own cannot be said again; it would be ignored."""
     from medseg.errors import UsageError
 
-    options = ("name", "output", "pipeline", "pipelines", "fold", "init", "find_lr")
+    options = [
+        "name",
+        "output",
+        "pipeline",
+        "pipelines",
+        "init",
+        "find_lr",
+        *(["settings", "minutes"] if every else ["fold"]),
+    ]
     given = [name for name in options if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"]
     if given:
-        told = ", ".join("NAME" if name == "name" else f"--{name.replace('_', '-')}" for name in given)
+        words = {"name": "NAME", "settings": "--set", "find_lr": "--find-lr"}
+        told = ", ".join(words.get(name, f"--{name}") for name in given)
         text = "a run that goes on has its own pipeline, data set, fold, weights and place"
-        raise UsageError(text, field="--resume", found=told, fix=f"leave out {told}; --set train.* can extend the run")
+        more = "" if every else "; --set train.* can extend the run"
+        raise UsageError(text, field="--resume", found=told, fix=f"leave out {told}{more}")
 
 
 def _pipeline_for(

@@ -130,6 +130,7 @@ def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | Non
             raise UsageError(
                 "the evaluations have no label and score in common", field="scores",
                 expected=_shown(tables[0]), found=_shown(table),
+                fix="evaluate both with the same scores and names, for example --metric Dice --labels 1=liver",
             )  # fmt: skip
         only = [key for key in (*tables[0], *table) if (key in tables[0]) != (key in table)]
         if only:

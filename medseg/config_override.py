@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from medseg.component import nearest
@@ -50,6 +51,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     settings = _split(overrides)
     if not settings:
         return document
+    head = document.head
     value, places = copy.deepcopy(document.value), dict(document.places)
     problems: list[MedsegError] = []
     chosen: set[str] = set()
@@ -64,6 +66,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
             del places[old]
         for end in range(1, len(path) + 1):
             places.setdefault(path[:end], place)  # keys that only the setting has brought in
+        if keys == ["dataset"]:  # what the file says of itself is about its own data set
+            head = (f"{new}, with the choices of {Path(document.source).stem}",)
         if len(keys) == 2 and keys[0] == "train" and keys[1] in BUDGETS and new is not None:
             chosen.add(keys[1])
     if len(chosen) > 1:
@@ -75,7 +79,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     if chosen and isinstance(value, dict) and isinstance(value.get("train"), dict):
         for other in set(BUDGETS) - chosen:
             value["train"].pop(other, None)
-    return Document(value, places, document.source, document.head)
+    return Document(value, places, document.source, head)
 
 
 def _split(settings: Sequence[str]) -> list[tuple[list[str], Any, str]]:

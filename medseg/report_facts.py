@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ _HIDDEN = {
     "data_hashes",
     "environment",
 }
-_LONG = 160
+_LONG = 400
 _ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:[/\\]|\\\\)")
 _ADDRESS = re.compile(r"[a-z]+://")
 # an absolute path inside a text: it begins where no word, address or relative path goes on
@@ -62,7 +63,9 @@ def run_facts(parts: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
         for name, value in part.items():
             if name in _HIDDEN or value in (None, "", [], {}):
                 continue
-            if isinstance(value, Mapping):
+            if name == "command" and isinstance(value, list):
+                facts[_title(name)] = shlex.join(map(str, value))  # whole, to be copied
+            elif isinstance(value, Mapping):
                 if len(value) > 24 or any(isinstance(v, Mapping | list) for v in value.values()):
                     facts[_title(name)] = f"{len(value)} entries"
                 else:

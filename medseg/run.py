@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import CheckpointError, ResourceError
-from medseg.files import probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
+from medseg.files import lock, probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
 
 __all__ = ["RunFolder", "git_state", "is_run", "newest_run", "provenance", "versions"]
 
@@ -91,6 +91,14 @@ class RunFolder:
         before = self.status
         content = {"state": state, "exit_code": exit_code, "message": message, "started": before.get("started", now)}
         write_json(self.path / "status.json", {**content, "changed": now, "process": os.getpid(), **more})
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which no other process trains this run.
+
+        Raises:
+            ResourceError: E503, another one does.
+        """
+        return lock(self.path / ".lock", timeout=1.0)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, atomically."""

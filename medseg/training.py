@@ -120,7 +120,8 @@ def _train_plan(
     )  # fmt: skip
     run = plan.open_run(group)
     deterministic = plan.pipeline.train.deterministic
-    with listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
+    alone = run.alone() if group.writes else contextlib.nullcontext()
+    with alone, listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
         session = _open_session(plan, prepared, split, run)
         if init is not None and plan.state is None:
             session.notices += load_weights(session.step, init)

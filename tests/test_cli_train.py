@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 
 import pytest
 from tiny import tiny_pipeline, write_cases
@@ -48,6 +49,52 @@ def test_every_fold_with_pooled_scores_and_their_ensemble(place, capsys):
         (f"c{number}", label) for number in range(4) for label in ("ball", "core")
     ]
     assert len(load_model(pooled).networks) == 2
+
+
+def test_a_series_of_folds_goes_on_where_it_stopped(place, capsys, monkeypatch):
+    options = ["--cache", place / "cache", "--device", "cpu"]
+    command = [
+        "train",
+        place / "tiny.yaml",
+        "--data",
+        place / "data",
+        "-o",
+        place / "my runs",
+        "--fold",
+        "all",
+        *options,
+    ]
+    train = training.train
+    made = []
+
+    def stop_in_the_second(*arguments, **more):
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(train(*arguments, **more))
+        return made[-1]
+
+    monkeypatch.setattr(training, "train", stop_in_the_second)
+    assert call(*command) == 130
+    said = capsys.readouterr()
+    assert "Scores, fold 0" in said.out  # scored although the series did not end
+    assert (made[0] / "report.html").is_file()
+    (line,) = [text for text in said.err.splitlines() if text.startswith("all folds: ")]
+    monkeypatch.setattr(training, "train", train)
+    before = (made[0] / "last.pt").stat().st_mtime_ns
+    # a run of other choices beside it, and one of the same fold that was begun and left
+    assert call(*command[:-6], *options, "-o", place / "my runs", "--set", "train.seed=9") == 0
+    other = max((place / "my runs" / "tiny").glob("*_fold0"))
+    other.rename(other.with_name("0000-00-00_000000_fold0"))
+    begun = train(place / "tiny.yaml", data=place / "data", output=place / "my runs", fold=1, progress=False)
+    (begun / "status.json").write_text('{"state": "interrupted"}')
+    (begun / "best.pt").unlink()
+    resumed = []
+    monkeypatch.setattr(training, "train", lambda *a, **m: resumed.append(m.get("resume")) or begun)
+    assert call(*shlex.split(line.removeprefix("all folds: medseg ")), *options) == 0
+    assert resumed == [begun]
+    assert (made[0] / "last.pt").stat().st_mtime_ns == before
+    pooled = json.loads((place / "my runs/tiny/cross_validation/summary.json").read_text())
+    assert pooled["runs"] == [made[0].name, begun.name]
 
 
 def test_a_second_series_of_folds_leaves_the_pooled_scores_of_the_first(place, capsys):

@@ -496,3 +496,12 @@ def test_a_step_for_one_structure_is_refused_for_several_before_training(folder,
     (fix,) = [word for word in (caught.value.fix or "").split("'") if word.startswith("postprocess=")]
     left = load_pipeline("tiny", overrides=[fix])
     assert [part.name for part in left.postprocess] == ["RemoveSmallObjects"]
+
+
+def test_a_borrowed_pipeline_says_whose_choices_it_has(folder):
+    """Its head tells of its own data set, and would stand over the report of another."""
+    (folder / "datasets.yaml").write_text(DATASETS + DATASETS.replace("tiny:", "mine:", 1), encoding="utf-8")
+    assert load_pipeline("tiny").title == "A title for the list."
+    borrowed = load_pipeline("tiny", overrides=["dataset=mine"])
+    assert borrowed.title == "mine, with the choices of tiny"
+    assert config.to_yaml(borrowed).startswith("# mine, with the choices of tiny\n")

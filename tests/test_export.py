@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -235,6 +236,23 @@ def test_the_standalone_runner_needs_no_medseg_and_gives_the_same_masks(onnx, im
     for path in images.glob("*.nii.gz"):
         made = nibabel.load(tmp_path / "masks" / path.name)
         assert np.allclose(made.affine, nibabel.load(path).affine)
+
+
+def test_the_runner_replaces_no_image_and_no_other_mask(onnx, images, tmp_path):
+    for part in ("a", "b"):
+        shutil.copytree(images, tmp_path / part)
+    first, second = (sorted((tmp_path / part).glob("*.nii.gz"))[0] for part in ("a", "b"))
+    before = first.read_bytes()
+    for given, output in (
+        ([first], first.parent),
+        ([first, second], tmp_path / "out"),
+        ([tmp_path / "no.nii"], tmp_path),
+    ):
+        command = [sys.executable, str(onnx / "run_onnx.py"), *map(str, given), "-o", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, str(given[0]) in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    assert first.read_bytes() == before
+    assert not masks(tmp_path / "out")
 
 
 def test_the_runner_tiles_a_picture_of_an_unpadded_network_exactly(tmp_path):

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
@@ -333,6 +334,8 @@ def test_ticks_and_axes():
 def test_facts_and_logs(tmp_path):
     (tmp_path / "log.csv").write_text("epoch,loss,note\n0,0.5,x\n1,,y\n2,inf,z\n3,0.1,\n")
     assert read_log(tmp_path / "log.csv", []) == {"loss": [(0.0, 0.5), (3.0, 0.1)]}
+    words = ["medseg", "train", "my set", *("--set", "train.epochs=5") * 10]  # to be copied, so whole
+    assert shlex.split(dict(run_facts([{"command": words}]))["Command"]) == words
     facts = dict(run_facts([{"a_b": 1.5, "nothing": None, "yes": True, "many": {str(i): i for i in range(30)}}]))
     assert facts == {"A b": "1.5", "Yes": "yes", "Many": "30 entries"}
 

@@ -214,3 +214,10 @@ def test_every_promise_of_the_reliability_page_has_tests_that_exist():
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     for name, row in ROWS.items():
         assert f"| {name} | {row.text} |" in page, "write the table again: see tests/reliability_rows.py"
+
+
+def test_every_error_code_is_described():
+    """In docs/errors.md, which says that it has all of them."""
+    raised = {code for path in modules() for code in re.findall(r'"(E\d{3})"', path.read_text(encoding="utf-8"))}
+    described = set(re.findall(r"^\| (E\d{3}) ", (ROOT / "docs/errors.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert raised - described == set()

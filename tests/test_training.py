@@ -239,6 +239,18 @@ def test_a_case_that_changed_since_the_run_began_is_told(reference, place, tmp_p
     assert facts["cases"]["c2"] != before["c2"]
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(reference, place, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(reference, copy)
+    before = (copy / "last.pt").read_bytes()
+    with RunFolder(copy).alone(), pytest.raises(ResourceError) as caught:
+        run(place, None, resume=copy, overrides=["train.epochs=3"])
+    assert caught.value.code == "E503"
+    assert (copy / "last.pt").read_bytes() == before
+    assert json.loads((copy / "status.json").read_text())["state"] == "finished"  # the other process's word stands
+    run(place, None, resume=copy, overrides=["train.epochs=3"])
+
+
 def test_nothing_to_resume_is_an_error(place, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no run here"):

@@ -212,9 +212,8 @@ def predict(session, image, model):
             slice(start - first, stop - first) if geometry["padded"] else slice(0, stop - start)
             for first, _, start, stop in tile
         )
-        result[(slice(None), *(slice(start, stop) for _, _, start, stop in tile))] = probabilities[
-            (slice(None), *inner)
-        ]
+        place = (slice(None), *(slice(start, stop) for _, _, start, stop in tile))
+        result[place] = probabilities[(slice(None), *inner)]
     return result
 
 
@@ -225,8 +224,7 @@ def to_native(probabilities, affine_pre, affine, shape):
     way = np.linalg.solve(affine_pre[np.ix_(keep, keep)], affine[np.ix_(keep, keep)])
     if tuple(shape) == probabilities.shape[1:] and np.allclose(way, np.eye(dims + 1), atol=1e-6):
         return probabilities
-    grid = np.indices(shape).reshape(dims, -1)
-    place = (way[:dims, :dims] @ grid + way[:dims, dims:]).reshape(dims, *shape)
+    place = (way[:dims, :dims] @ np.indices(shape).reshape(dims, -1) + way[:dims, dims:]).reshape(dims, *shape)
     sizes = np.array(probabilities.shape[1:]).reshape(-1, *[1] * dims)
     outside = ((place < -0.5) | (place > sizes - 0.5)).any(axis=0)
     moved = np.stack([ndimage.map_coordinates(p, place, order=1, mode="nearest") for p in probabilities])
@@ -246,6 +244,16 @@ def largest_component(labels, arguments):
     return labels.astype(np.uint8)
 
 
+def plan(images, output):
+    """The file of each image's mask; no image is replaced, and no two masks share a file."""
+    found = [output / (p.name if p.name.lower().endswith((".nii", ".nii.gz")) else f"{p.stem}.png") for p in images]
+    places = [target.resolve() for target in found]
+    for path, place in zip(images, places, strict=True):
+        if not path.is_file() or place in {p.resolve() for p in images} or places.count(place) > 1:
+            sys.exit(f"{path}: not there, or its mask {place} would replace an image or another mask")
+    return found
+
+
 def main():
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -263,7 +271,7 @@ def main():
         print(f"not done here, only by medseg: {', '.join(skipped)}", file=sys.stderr)
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     options.output.mkdir(parents=True, exist_ok=True)
-    for path in options.images:
+    for path, target in zip(options.images, plan(options.images, options.output), strict=True):
         image, affine, stored = read(path, model["dataset"])
         prepared, affine_pre = preprocess(image, affine, model["pipeline"].get("preprocess") or [])
         probabilities = to_native(predict(session, prepared, model), affine_pre, affine, image.shape[1:])
@@ -280,12 +288,10 @@ def main():
             header = stored.header.copy()
             header.set_data_dtype(np.uint8)
             header.set_slope_inter(1, 0)
-            target = options.output / path.name
             nibabel.Nifti1Image(labels, stored.affine, header).to_filename(target)
         else:
             from PIL import Image
 
-            target = options.output / f"{path.stem}.png"
             Image.fromarray(labels).save(target)
         print(target)
 

@@ -1,0 +1,78 @@
+"""All folds of a cross-validation that was begun: which runs belong to it, and what is left to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.checkpoint_run import FREE
+from medseg.config import Pipeline, load_pipeline
+from medseg.data import data_root
+from medseg.errors import CheckpointError, MedsegError
+from medseg.run import RunFolder, is_run, newest_run
+
+__all__ = ["Series", "take_up"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A cross-validation that goes on.
+
+    Attributes:
+        pipeline: of all its runs, named like their folder.
+        root: the data root of the newest run.
+        output: the folder of runs, which holds the folder of this pipeline's.
+        runs: fold -> its newest run.
+    """
+
+    pipeline: Pipeline
+    root: Path
+    output: Path
+    runs: dict[int, Path]
+
+    def is_finished(self, fold: int) -> bool:
+        """Whether the fold's run came to its end."""
+        return fold in self.runs and RunFolder(self.runs[fold]).status.get("state") == "finished"
+
+
+def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
+    """The series to which the newest run in `folder` belongs: runs beside it of the same choices and the same split.
+
+    How long a run is trained may differ, as it may where a single run is continued. Of several runs of one fold the
+    newest counts.
+
+    Args:
+        folder: `runs/NAME`, or one of its runs.
+        data: the data root; the newest run's own when None.
+
+    Raises:
+        CheckpointError: E360, there is no run, or it is not one of several folds.
+        UsageError: E102, the data are not where they were.
+    """
+    newest = newest_run(folder)
+    if not is_run(newest):
+        raise CheckpointError("there is no run here", code="E360", file=newest, fix="give the folder of its runs")
+    wanted = _choices(newest)
+    if wanted is None or wanted[1] is None:
+        raise CheckpointError("this run is none of several folds", code="E360", file=newest)
+    runs = {}
+    for run in sorted(path for path in newest.parent.iterdir() if path.is_dir() and is_run(path)):
+        found = _choices(run)
+        if found is not None and found[0] == wanted[0] and found[1] is not None:
+            runs[found[1]] = run
+    root = data_root(data, known=(RunFolder(newest).read_json("provenance.json") or {}).get("data"))
+    pipeline = load_pipeline(newest / "pipeline.yaml", root=root).model_copy(update={"name": newest.parent.name})
+    return Series(pipeline, root, newest.parent.parent, runs)
+
+
+def _choices(run: Path) -> tuple[dict[str, Any], int | None] | None:
+    """What was chosen, without what may change in a run, and its fold; None where that cannot be read."""
+    split = RunFolder(run).read_json("split.json")
+    try:
+        plain = load_pipeline(run / "pipeline.yaml", check=False).to_dict()
+        kept = {key: value for key, value in plain["train"].items() if key not in FREE}
+        chosen = {**plain, "name": "", "title": "", "train": kept, "split": (split["seed"], split["folds"])}
+        return chosen, split["fold"]
+    except (MedsegError, KeyError, TypeError):
+        return None
