@@ -9,7 +9,7 @@ import shlex
 import pytest
 from tiny import tiny_pipeline, write_cases
 
-from medseg import training
+from medseg import evaluation, training
 from medseg.checkpoint import load_model
 from medseg.cli import main
 from medseg.config import to_yaml
@@ -25,6 +25,12 @@ def told(capsys) -> dict:
     """The only error of a call with --json."""
     (problem,) = json.loads(capsys.readouterr().out)["error"]
     return problem
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """Starting processes that score takes longer than scoring four tiny cases."""
+    monkeypatch.setattr(evaluation, "count_workers", lambda workers, cases: 1)
 
 
 @pytest.fixture
