@@ -123,7 +123,10 @@ def spacing_of(array: Any, dims: int | None = None) -> tuple[float, ...] | None:
 class NeedsClasses(Protocol):
     """A step of post-processing that works on so many classes, background included, and no other number."""
 
-    classes: tuple[int, ...]
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Numbers of classes."""
+        ...
 
 
 def needed_probabilities(probabilities: np.ndarray | None, step: NeedsClasses) -> np.ndarray:
