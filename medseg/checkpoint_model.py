@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +20,11 @@ from medseg.errors import CheckpointError, ConfigError
 from medseg.package import MODEL_FILE, OnnxNetwork, read_package
 from medseg.run import newest_run
 
-__all__ = ["Model", "load_model", "model_from_state", "with_threshold"]
+__all__ = ["Model", "hash_weights", "load_model", "model_from_state", "with_threshold"]
+
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 
 @dataclass
@@ -190,3 +196,13 @@ def _check_alike(first: Model, other: Model, file: Path) -> None:
         if one != two:
             text = f"these models cannot form an ensemble: their {name} differ"
             raise CheckpointError(text, code="E364", file=file, expected=one, found=two)
+
+
+def hash_weights(networks: Sequence[nn.Module]) -> _Hash:
+    """SHA-256 of the names and values of all weights, to which more can be added."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, value in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).data)
+    return digest

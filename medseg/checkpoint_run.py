@@ -10,7 +10,7 @@ from typing import Any
 from medseg.config import Pipeline, load_pipeline
 from medseg.errors import CheckpointError, ConfigError
 
-__all__ = ["FREE", "check_run"]
+__all__ = ["FREE", "check_run", "choices_of"]
 
 # of `train`, what may be changed while a run goes on: pipeline.yaml then tells the new value before a checkpoint does
 FREE = frozenset(
@@ -38,7 +38,7 @@ def check_run(state: Mapping[str, Any], file: Path) -> bool:
     """
     differences, compared = [], False
     for name, ours, theirs in (
-        ("pipeline.yaml", _pipeline_of(file.with_name("pipeline.yaml")), _pipeline_in(state)),
+        ("pipeline.yaml", choices_of(file.with_name("pipeline.yaml")), _pipeline_in(state)),
         ("split.json", _read_json(file.with_name("split.json")), state.get("split")),
     ):
         if isinstance(ours, dict) and isinstance(theirs, Mapping):
@@ -61,7 +61,8 @@ def check_run(state: Mapping[str, Any], file: Path) -> bool:
     return compared
 
 
-def _pipeline_of(path: Path) -> dict[str, Any] | None:
+def choices_of(path: Path) -> dict[str, Any] | None:
+    """What a run's pipeline.yaml chose, but for what may change while it goes on; None where it cannot be read."""
     try:
         return _flat(load_pipeline(path, check=False))
     except ConfigError:  # missing or unreadable: nothing to compare with

@@ -133,15 +133,8 @@ def _refuse_beside_resume(context: typer.Context, *, every: bool) -> None:
     """What a run that goes on, or every fold of a series, has of its own cannot be said again; it would be ignored."""
     from medseg.errors import UsageError
 
-    options = [
-        "name",
-        "output",
-        "pipeline",
-        "pipelines",
-        "init",
-        "find_lr",
-        *(["settings", "minutes"] if every else ["fold"]),
-    ]
+    options = ["name", "output", "pipeline", "pipelines", "init", "find_lr"]
+    options += ["settings", "minutes"] if every else ["fold"]
     given = [name for name in options if getattr(context.get_parameter_source(name), "name", "DEFAULT") != "DEFAULT"]
     if given:
         words = {"name": "NAME", "settings": "--set", "find_lr": "--find-lr"}

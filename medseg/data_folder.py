@@ -96,10 +96,11 @@ def by_nnunet(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case]
     if set("{}*/") & set(ending):
         file = folder / "dataset.json"
         return [], [ConfigError("not a suffix", code="E119", field="file_ending", file=file, found=ending)]
-    count = 1 if _holds_all_channels(folder, ending, len(spec.channels)) else len(spec.channels)
+    several = len(spec.channels)
+    files = 1 if several > 1 and _holds_all_channels(folder, ending, several) else several
     parts = {}
     for part, suffix in (("training", "Tr"), ("test", "Ts")):
-        images = tuple(f"{layout.nnunet}/images{suffix}/{{id}}_{i:04d}{ending}" for i in range(count))
+        images = tuple(f"{layout.nnunet}/images{suffix}/{{id}}_{i:04d}{ending}" for i in range(files))
         parts[part] = PartFiles(image=images, label=f"{layout.nnunet}/labels{suffix}/{{id}}{ending}")
     cases, more = by_pattern(Layout(training=parts["training"], test=parts["test"]), spec, root)
     count, listed = table.get("numTraining"), sum(case.split == "training" for case in cases)

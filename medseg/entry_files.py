@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.errors import UsageError
-from medseg.files import full_suffix
+from medseg.files import full_suffix, written_suffix
 from medseg.volumes import natural_key
 from medseg.volumes_inputs import SUFFIXES
 
@@ -47,7 +47,7 @@ def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]
 def _no_folder(root: Path, folder: str, option: str) -> None:
     """Refuse a folder of image files; one of DICOM slices is an image."""
     files = sorted(path for path in (root / folder).iterdir() if path.is_file())
-    suffixes = Counter(path.name[len(path.name) - len(full_suffix(path)) :] for path in files)
+    suffixes = Counter(map(written_suffix, files))
     known = Counter({text: n for text, n in suffixes.items() if SUFFIXES.get(text.lower(), "dicom") != "dicom"})
     if files and known.total() * 2 <= len(files):
         return

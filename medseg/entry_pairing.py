@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import UsageError, counted
-from medseg.files import full_suffix
+from medseg.files import written_suffix
 
 __all__ = ["instance_pattern", "no_signs", "pair_patterns"]
 
@@ -205,7 +205,7 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
 
 def _suffix(what: str, paths: Sequence[str]) -> str:
     """The one suffix of all files, as it is written: a pattern finds `.PNG` where `.PNG` stands and nothing else."""
-    suffixes = Counter(path[len(path) - len(full_suffix(path)) :] for path in paths)
+    suffixes = Counter(map(written_suffix, paths))
     if len(suffixes) == 1:
         return next(iter(suffixes))
     found = ", ".join(f"{count} of {suffix or 'no suffix'}" for suffix, count in suffixes.most_common())

@@ -12,7 +12,7 @@ from medseg.errors import CheckpointError, ConfigError, DataError, UsageError
 from medseg.evaluation_attention import has_attention
 from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases, parse_labels
 from medseg.evaluation_scoring import Scoring
-from medseg.run import newest_run
+from medseg.run import RunFolder, newest_run
 
 __all__ = ["DEFAULT_METRICS", "Plan", "make_plan"]
 
@@ -207,11 +207,7 @@ def _root_of_run(folder: Path, data: str | Path | None, *, must_exist: bool = Tr
     """The data root: as given, else the one that the run was trained from."""
     from medseg.data import data_root
 
-    try:
-        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("data")
-    except (OSError, ValueError, AttributeError):
-        known = None
-    return data_root(data, known=known, must_exist=must_exist)
+    return data_root(data, known=RunFolder(folder).data, must_exist=must_exist)
 
 
 def _dataset(name: str, data: str | Path | None) -> Any:

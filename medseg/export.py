@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import warnings
@@ -23,6 +22,7 @@ import torch
 
 from medseg import __version__
 from medseg.checkpoint import Model, load_model
+from medseg.checkpoint_model import hash_weights
 from medseg.errors import CheckpointError, ResourceError, UsageError
 from medseg.export_bundle import write_bundle
 from medseg.export_card import model_card
@@ -158,12 +158,8 @@ def _only(model: Model) -> Any:
 
 
 def _identity(model: Model) -> str:
-    """SHA-256 of the network's weights by name: what exports of one model share, in whatever form."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
-    return digest.hexdigest()
+    """Hash of the network's weights: what exports of one model share, in whatever form."""
+    return hash_weights([model.network]).hexdigest()
 
 
 def _target(output: str | Path, model: Model, mark: str = MODEL_FILE) -> Path:

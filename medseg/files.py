@@ -23,7 +23,7 @@ from medseg.files_atomic import (
     write_json,
     write_text,
 )
-from medseg.files_names import full_suffix, inside, require_file, safe_stem, sha256_file
+from medseg.files_names import full_suffix, inside, require_file, safe_stem, sha256_file, written_suffix
 from medseg.files_space import lock, put_aside, require_space, resource_error
 from medseg.files_transfer import download, safe_extract
 
@@ -48,4 +48,5 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_text",
+    "written_suffix",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medseg.errors import ConfigError, FormatError
 
-__all__ = ["full_suffix", "inside", "require_file", "safe_stem", "sha256_file"]
+__all__ = ["full_suffix", "inside", "require_file", "safe_stem", "sha256_file", "written_suffix"]
 
 _LONG_SUFFIXES = (".nii.gz", ".ome.tif", ".ome.tiff", ".tar.gz", ".tar.bz2", ".tar.xz")
 _NAME_BYTES = 255  # the longest file name on all common file systems
@@ -25,6 +25,16 @@ def full_suffix(path: str | Path) -> str:
         if name.endswith(suffix) and len(name) > len(suffix):
             return suffix
     return Path(name).suffix
+
+
+def written_suffix(path: str | Path) -> str:
+    """`full_suffix` in the letters that the name has.
+
+    >>> written_suffix("a/liver.v2.NII.GZ"), written_suffix("none")
+    ('.NII.GZ', '')
+    """
+    name = Path(path).name
+    return name[len(name) - len(full_suffix(name)) :]
 
 
 def safe_stem(name: str, suffix: str = ".nii.gz") -> str:

@@ -92,6 +92,12 @@ class RunFolder:
         content = {"state": state, "exit_code": exit_code, "message": message, "started": before.get("started", now)}
         write_json(self.path / "status.json", {**content, "changed": now, "process": os.getpid(), **more})
 
+    @property
+    def data(self) -> Any:
+        """The data root that it was trained from, as provenance.json says; None where that is not known."""
+        facts = self.read_json("provenance.json")
+        return facts.get("data") if isinstance(facts, dict) else None
+
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """A block in which no other process trains this run.
 

@@ -153,7 +153,7 @@ def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Seque
             found=f"ended by {finished}",
             fix="extend it, for example with --set train.epochs=...",
         )
-    root = data_root(data, known=(run.read_json("provenance.json") or {}).get("data"))
+    root = data_root(data, known=run.data)
     notices.append(f"continuing after iteration {state['progress']['iteration']}")
     return Plan(
         pipeline,

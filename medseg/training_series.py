@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.checkpoint_run import FREE
+from medseg.checkpoint_run import choices_of
 from medseg.config import Pipeline, load_pipeline
 from medseg.data import data_root
-from medseg.errors import CheckpointError, MedsegError
+from medseg.errors import CheckpointError
 from medseg.run import RunFolder, is_run, newest_run
 
 __all__ = ["Series", "take_up"]
@@ -61,18 +61,15 @@ def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
         found = _choices(run)
         if found is not None and found[0] == wanted[0] and found[1] is not None:
             runs[found[1]] = run
-    root = data_root(data, known=(RunFolder(newest).read_json("provenance.json") or {}).get("data"))
+    root = data_root(data, known=RunFolder(newest).data)
     pipeline = load_pipeline(newest / "pipeline.yaml", root=root).model_copy(update={"name": newest.parent.name})
     return Series(pipeline, root, newest.parent.parent, runs)
 
 
 def _choices(run: Path) -> tuple[dict[str, Any], int | None] | None:
     """What was chosen, without what may change in a run, and its fold; None where that cannot be read."""
-    split = RunFolder(run).read_json("split.json")
+    chosen, split = choices_of(run / "pipeline.yaml"), RunFolder(run).read_json("split.json")
     try:
-        plain = load_pipeline(run / "pipeline.yaml", check=False).to_dict()
-        kept = {key: value for key, value in plain["train"].items() if key not in FREE}
-        chosen = {**plain, "name": "", "title": "", "train": kept, "split": (split["seed"], split["folds"])}
-        return chosen, split["fold"]
-    except (MedsegError, KeyError, TypeError):
+        return None if chosen is None else ({**chosen, "split": (split["seed"], split["folds"])}, split["fold"])
+    except (KeyError, TypeError):
         return None

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import NNUNET_COLOURS
 
 from medseg import data, volumes
 from medseg.checking import check_cases
@@ -402,12 +403,7 @@ def colour_pictures(tmp_path) -> Path:
         shown = np.stack([square(100 + number), square(50), square(20)], axis=-1)
         picture(tmp_path / f"D/imagesTr/{name}_0000.png", shown)
         picture(tmp_path / f"D/labelsTr/{name}.png", square(1))
-    table = {
-        "channel_names": {"0": "R", "1": "G", "2": "B"},
-        "labels": {"background": 0, "x": 1},
-        "file_ending": ".png",
-    }
-    (tmp_path / "D/dataset.json").write_text(json.dumps({**table, "numTraining": 2}))
+    (tmp_path / "D/dataset.json").write_text(json.dumps({**NNUNET_COLOURS, "numTraining": 2}))
     return tmp_path
 
 

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import NNUNET_COLOURS
 
 from medseg.checking import check_cases
 from medseg.config import load_dataset
@@ -292,12 +293,7 @@ def test_an_nnunet_folder_of_colour_pictures(tmp_path, grey):
         bands = [noise(i)] * 3 if grey else [noise(i), noise(i + 9), noise(i + 20)]
         save(tmp_path / f"D/imagesTr/p{i}_0000.png", np.stack(bands, -1))
         save(tmp_path / f"D/labelsTr/p{i}.png", blob(1))
-    table = {
-        "channel_names": {"0": "R", "1": "G", "2": "B"},
-        "labels": {"background": 0, "x": 1},
-        "file_ending": ".png",
-    }
-    (tmp_path / "D/dataset.json").write_text(json.dumps({**table, "numTraining": 4}))
+    (tmp_path / "D/dataset.json").write_text(json.dumps({**NNUNET_COLOURS, "numTraining": 4}))
     assert add_dataset("mine", tmp_path, folder="D").cases == 4
     spec = load_dataset("mine", root=tmp_path)
     assert (spec.colour, spec.channels) == ("rgb", ("R", "G", "B"))

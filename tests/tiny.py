@@ -33,6 +33,13 @@ balls:
     training: {image: "images/{id}.nii.gz", label: "labels/{id}.nii.gz"}
 """
 
+# dataset.json of nnU-Net's colour pictures, one file with all channels for each; numTraining is to be added
+NNUNET_COLOURS = {
+    "channel_names": {"0": "R", "1": "G", "2": "B"},
+    "labels": {"background": 0, "x": 1},
+    "file_ending": ".png",
+}
+
 
 def write_cases(root: Path, count: int = 6, *, shape: tuple[int, int, int] = (16, 20, 12), seed: int = 0) -> Path:
     """Write `count` volumes with a ball (1) and its core (2), and the datasets.yaml that describes them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from medseg import files, volumes
+from medseg.checkpoint_model import hash_weights
 from medseg.cohort import SlabQueue
 from medseg.component import Component, build_component
 from medseg.data import load_image_sample
@@ -238,11 +238,7 @@ def _networks(model: Any) -> list[Any]:
 
 def _identity(networks: Sequence[Any], pipeline: Any, inference: Component, threshold: float | None) -> str:
     """Hash of the weights and of all that turns an image into labels."""
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, value in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).data)
+    digest = hash_weights(networks)
     parts = [
         [repr(part) for part in group]
         for group in (pipeline.preprocess, (pipeline.network, inference), pipeline.postprocess)
