@@ -54,8 +54,7 @@ Parts = Annotated[
 class TrainConfig(Strict):
     """How long, on what, and how exactly; docs/configuration.md explains each key.
 
-    Exactly one budget: epochs, iterations or minutes. `batch` patches of `patch` voxels are one iteration, `accumulate`
-    of them one step of the optimizer.
+    Exactly one budget: epochs, iterations or minutes. `batch` patches are one iteration, `accumulate` of these a step.
     """
 
     epochs: int | None = Field(default=None, gt=0)
@@ -79,6 +78,7 @@ class TrainConfig(Strict):
     clip: float | None = Field(default=None, gt=0)
     ema: float | None = Field(default=None, gt=0, lt=1)
     compile: bool | Literal["auto"] = False
+    replicas: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     keep_every: int | None = Field(default=None, gt=0)
     save_minutes: float = Field(default=5.0, gt=0)
     deterministic: bool = True

@@ -21,6 +21,7 @@ from torch import nn
 from medseg.batches import Batch
 from medseg.component import build_component
 from medseg.config import Pipeline
+from medseg.engine_replicas import Replicas
 from medseg.errors import ConfigError
 from medseg.hardware import Hardware, fast_layout
 
@@ -146,6 +147,7 @@ class TrainStep:
         ema: decay of the exponential moving average of the weights, or None.
         world: number of processes.
         forward: called instead of the network in training (its compiled form).
+        replicas: parts of a batch that are computed side by side on a CPU (see engine_replicas).
     """
 
     def __init__(
@@ -159,12 +161,14 @@ class TrainStep:
         ema: float | None = None,
         world: int = 1,
         forward: Callable[..., Any] | None = None,
+        replicas: int = 1,
     ) -> None:
         self.network, self.criterion, self.optimizer, self.hardware = network, criterion, optimizer, hardware
         self.forward = network if forward is None else forward  # a compiled module has no truth value
         self.clip, self.decay, self.world = clip, ema, world
         self.bare: nn.Module = getattr(network, "module", network)
         self.average = copy.deepcopy(self.bare) if ema is not None else None
+        self.replicas = Replicas(self.bare, replicas, hardware) if replicas > 1 else None
         self._layout = fast_layout(self.bare, hardware)
         self._parameters = [p for p in self.bare.parameters() if p.requires_grad]
         self._bad = torch.zeros((), device=hardware.device)
@@ -195,11 +199,13 @@ class TrainStep:
         waits = contextlib.nullcontext() if update or self.world == 1 else self.network.no_sync()  # pyright: ignore
         with waits:
             with _autocast(self.hardware):
-                logits = self.forward(images)
+                logits = self.forward(images) if self.replicas is None else self.replicas(images)
             loss = supervised_loss(self.criterion, logits, batch.tensors["label"], batch.tensors.get("weight"))
             # DistributedDataParallel takes the mean over processes; the shares may be unequal in an epoch's last batch
             scaled = loss * (batch.share * self.world / divide)
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+            if self.replicas is not None:
+                self.replicas.backward()
         if update:
             self._update()
         return loss.detach().to(device)

@@ -161,6 +161,7 @@ class Session:
             "versions": versions(),
             "processes": self.group.world,
             "threads": self.hardware.threads,
+            "replicas": 1 if self.step.replicas is None else len(self.step.replicas),
             "precision": self.hardware.precision,
             "random": {"seed": self.train.seed},
             **self.channels,

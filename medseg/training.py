@@ -138,7 +138,8 @@ def _train_plan(
 
 def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: RunFolder) -> Session:
     pipeline = plan.pipeline
-    step, notices = build_step(prepared)
+    began = None if plan.state is None else int(plan.state.get("replicas", 1))  # before there were any: one
+    step, notices = build_step(prepared, replicas=began)
     session = Session(
         pipeline=pipeline,
         spec=plan.spec,

@@ -21,6 +21,7 @@ from medseg.distributed import Group, wrap_network
 from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin, recompute_activations
 from medseg.engine_compile import choose_compiled
 from medseg.engine_held import hold_cases
+from medseg.engine_replicas import choose_replicas
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, fast_layout
 from medseg.patches import PatchReader
@@ -155,8 +156,13 @@ def prepare(
     return prepared, split
 
 
-def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
-    """The network on its device with loss and optimizer, and what should be told."""
+def build_step(prepared: Prepared, *, replicas: int | None = None) -> tuple[TrainStep, list[str]]:
+    """The network on its device with loss and optimizer, and what should be told.
+
+    Args:
+        prepared: what `prepare` gave.
+        replicas: parts of a batch of the run that is continued; None: as the pipeline says.
+    """
     pipeline, hardware, group = prepared.pipeline, prepared.hardware, prepared.group
     train, notices = pipeline.train, []
     network = prepared.network
@@ -177,6 +183,10 @@ def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
     shape = (-(-train.batch // group.world), prepared.channels["in_channels"], *train.patch)
     forward, more = choose_compiled(wrapped, train.compile, shape, hardware)
     notices += more
+    alone = group.world == 1 and forward is wrapped and not train.checkpoint_activations
+    wish = train.replicas if replicas is None else replicas if alone and hardware.device.type == "cpu" else 1
+    count, more = choose_replicas(network, wish, train.batch, hardware, alone=alone)
+    notices += more
     step = TrainStep(
         wrapped,
         # a loss has tensors too: the weights of the classes
@@ -187,6 +197,7 @@ def build_step(prepared: Prepared) -> tuple[TrainStep, list[str]]:
         ema=train.ema,
         world=group.world,
         forward=forward,
+        replicas=count,
     )
     return step, notices
 
