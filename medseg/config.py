@@ -66,7 +66,7 @@ class TrainConfig(Strict):
     context_slices: int = Field(default=0, ge=0, le=16)
     samples_per_case: int = Field(default=1, gt=0)
     foreground: float = Field(default=0.5, ge=0, le=1)
-    validate_every: int = Field(default=1, gt=0)
+    validate_every: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     validation_cases: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

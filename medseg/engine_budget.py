@@ -11,6 +11,8 @@ from medseg.config import TrainConfig
 
 __all__ = ["Budget", "Progress"]
 
+_LOOKING = 1 / 20  # of the time of a budget in minutes that validation may take
+
 
 @dataclass
 class Progress:
@@ -25,6 +27,7 @@ class Progress:
         validated: epochs after which validation took place (the last one; 0: none yet).
         best: best score so far, higher is better (None: none yet); best_epoch: after which epoch.
         waited: validations since the best one.
+        looked, looking: when the last validation ended (as `minutes`), and the minutes that it took.
         history: one row for each epoch, as in log.csv.
         finished: why training ended: "", "budget" or "patience".
     """
@@ -38,6 +41,8 @@ class Progress:
     best: float | None = None
     best_epoch: int = 0
     waited: int = 0
+    looked: float = 0.0
+    looking: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     finished: str = ""
 
@@ -96,6 +101,26 @@ class Budget:
     def is_spent(self, progress: Progress) -> bool:
         """Whether training is over."""
         return self.share(progress) >= 1.0
+
+    def is_validation_due(self, progress: Progress, every: int | str) -> bool:
+        """Whether the epoch that ends now (`progress.epoch` does not count it yet) is followed by a validation.
+
+        Args:
+            progress: with the minutes up to now.
+            every: `train.validate_every`. "auto" is every epoch, but with a budget in minutes only so often that
+                validation takes a twentieth of them: each epoch less is an epoch more of training. (With other budgets
+                the clock decides nothing, so that equal runs have equal weights.)
+
+        >>> budget = Budget(epochs=None, iterations=None, minutes=10.0, per_epoch=50)
+        >>> last = Progress(epoch=3, minutes=2.5, looked=2.0, looking=0.1)  # half a minute ago, six seconds long
+        >>> budget.is_validation_due(last, "auto"), budget.is_validation_due(last, 2)
+        (False, True)
+        """
+        if self.is_spent(progress):
+            return True
+        if every != "auto":
+            return (progress.epoch + 1) % int(every) == 0
+        return self.minutes is None or progress.minutes - progress.looked >= progress.looking * (1 / _LOOKING - 1)
 
     def minutes_left(self, progress: Progress) -> float | None:
         """Estimate from the pace so far; None before the first iteration."""

@@ -107,7 +107,7 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     session.gather_loss()
     loss = progress.loss_sum / max(1, progress.step)
     ends = session.budget.is_spent(progress)
-    due = ends or (progress.epoch + 1) % train.validate_every == 0
+    due, before = session.budget.is_validation_due(progress, train.validate_every), progress.minutes
     scored = due and bool(session.validator.stored)
     if due and session.hardware.device.type == "cpu":  # batch norm's statistics; on GPUs they are synchronised
         session.group.share_values(session.step.validated.buffers())
@@ -127,7 +127,10 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     progress.history.append(row)
     progress.step, progress.loss_sum = 0, 0.0
     session.agree(0)
-    if ends or session.budget.is_spent(progress):
+    if scored:
+        progress.looked, progress.looking = progress.minutes, progress.minutes - before
+    # where the last minute passed just now and no validation was due, one more iteration leads to the one at the end
+    if ends or (due and session.budget.is_spent(progress)):
         progress.finished = "budget"
     elif train.patience is not None and progress.waited >= train.patience:
         progress.finished = "patience"

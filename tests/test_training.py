@@ -21,11 +21,13 @@ import pytest
 import torch
 from tiny import tiny_pipeline, write_cases
 
-from medseg import engine_validation, training
+from medseg import engine_session, engine_validation, handlers, training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
 from medseg.config import to_yaml
 from medseg.data import find_cases, load_sample
+from medseg.engine import TrainStep
 from medseg.engine_budget import Progress
+from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
 from medseg.handlers_signals import Signals
 from medseg.run import RunFolder
@@ -305,6 +307,51 @@ def test_budget_in_minutes_ends_and_fits_the_schedule(place):
     assert progress["minutes"] >= 0.02
     last = progress["history"][-1]
     assert 0 <= last["lr"] < 0.01
+
+
+def test_validation_takes_a_twentieth_of_a_budget_in_minutes(place, monkeypatch):
+    now = [0.0]  # a clock on which an iteration takes a minute, and a validation one too
+
+    def slow(kind):
+        plain = kind.__call__
+
+        def call(self, *arguments, **named):
+            now[0] += 60.0
+            return plain(self, *arguments, **named)
+
+        monkeypatch.setattr(kind, "__call__", call)
+
+    monkeypatch.setattr(engine_session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    slow(TrainStep)
+    slow(Validator)
+    folder = run(place, tiny_pipeline(minutes=100.0, iterations_per_epoch=2))
+    history = state_of(folder)["progress"]["history"]
+    # after the first epoch, whenever 19 minutes were trained since (epochs take two), and at the end, after 100 minutes
+    assert [row["epoch"] for row in history if row["score"] is not None] == [1, 11, 21, 31, 41, 48]
+    assert [row["minutes"] for row in history[:2]] == [3.0, 5.0]
+    every = run(place, tiny_pipeline(epochs=4, iterations_per_epoch=2))
+    assert all(row["score"] is not None for row in state_of(every)["progress"]["history"])
+
+
+def test_a_run_that_ends_between_two_validations_is_validated_at_its_end(place, monkeypatch):
+    now = [0.0]
+    finish = handlers.finish_epoch
+
+    def late(session, signals):
+        gather = session.gather_loss
+
+        def gathered():  # the last minute passes while an epoch without a validation is put on record
+            gather()
+            now[0] = 600.0 if session.progress.epoch == 1 else now[0]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "gather_loss", gathered)
+            return finish(session, signals)
+
+    monkeypatch.setattr(engine_session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(handlers, "finish_epoch", late)
+    progress = state_of(run(place, tiny_pipeline(minutes=10.0, iterations_per_epoch=2, validate_every=5)))["progress"]
+    assert progress["validated"] == progress["epoch"] == 3
 
 
 def test_accumulation_equals_the_larger_batch(place):
