@@ -129,7 +129,9 @@ def choose_replicas(
         # the random numbers of threads would depend on which of them comes first
         "the network has no dropout": not dropout,
         "there is one process, and neither train.compile nor train.checkpoint_activations is set": alone,
-        f"each part has a sample, and there are at most {batch}": wish == "auto" or int(wish) <= batch,
+        f"each part has {least} samples of the batch, which suffices for {batch // least}": (
+            wish == "auto" or int(wish) <= max(1, batch // least)
+        ),
     }
     missing = [text for text, given in reasons.items() if not given]
     if wish == "auto":

@@ -172,16 +172,17 @@ def test_how_many_parts_are_chosen(norm, options, threads, samples, expected):
 
 
 @pytest.mark.parametrize(
-    ("wish", "dropout", "alone", "device", "word"),
+    ("wish", "norm", "dropout", "alone", "device", "word"),
     [
-        (9, 0.0, True, "cpu", "at most 8"),
-        (2, 0.5, True, "cpu", "dropout"),
-        (2, 0.0, False, "cpu", "one process"),
-        (2, 0.0, True, "meta", "CPU"),
+        (9, None, 0.0, True, "cpu", "suffices for 8"),
+        (5, "batch", 0.0, True, "cpu", "2 samples of the batch, which suffices for 4"),
+        (2, None, 0.5, True, "cpu", "dropout"),
+        (2, None, 0.0, False, "cpu", "one process"),
+        (2, None, 0.0, True, "meta", "CPU"),
     ],
 )
-def test_parts_that_cannot_be_are_refused_with_the_reason(wish, dropout, alone, device, word):
-    net = UNet(2, 1, 2, channels=(4, 8), padding="same", dropout=dropout)
+def test_parts_that_cannot_be_are_refused_with_the_reason(wish, norm, dropout, alone, device, word):
+    net = UNet(2, 1, 2, channels=(4, 8), padding="same", norm=norm, dropout=dropout)
     hardware = Hardware(torch.device(device), "fp32", 4, "test")
     with pytest.raises(ConfigError, match=word) as found:
         choose_replicas(net, wish, 8, hardware, alone=alone)
