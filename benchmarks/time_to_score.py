@@ -51,7 +51,7 @@ class nnUNetTrainerShort(nnUNetTrainer):
 
 def ours(name: str, data: Path, minutes: float, device: str, folder: Path) -> tuple[list[tuple[float, float]], Path]:
     """(minutes, mean Dice over labels) of each validation, and the run."""
-    pipeline = load_pipeline(name, overrides=[f"train.minutes={minutes}"])
+    pipeline = load_pipeline(name, overrides=[f"train.minutes={minutes}", "train.validate_every=1"])
     started = time.monotonic()
     run = medseg.train(
         pipeline, data=data, output=folder / "runs", cache=folder / "cache", device=device, progress=False

@@ -238,6 +238,16 @@ class TrainStep:
                     kept.copy_(value)
 
     @property
+    def parts(self) -> int:
+        """In how many parts a batch is computed side by side."""
+        return 1 if self.replicas is None else len(self.replicas)
+
+    @property
+    def layout(self) -> str:
+        """Of the network's tensors, in words."""
+        return "contiguous" if self._layout == torch.contiguous_format else "channels last"
+
+    @property
     def validated(self) -> nn.Module:
         """The network whose predictions count: the average of the weights if there is one."""
         return self.bare if self.average is None else self.average

@@ -56,6 +56,12 @@ class Progress:
         self.waited += 1
         return False
 
+    def look(self, begin: float) -> None:
+        """Take note of a validation that began after `begin` minutes and ends now."""
+        took = self.minutes - begin
+        # one that was slow because of something else does not keep the next ones away
+        self.looked, self.looking = self.minutes, min(took, 2 * self.looking) if self.looking else took
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -108,8 +114,8 @@ class Budget:
         Args:
             progress: with the minutes up to now.
             every: `train.validate_every`. "auto" is every epoch, but with a budget in minutes only so often that
-                validation takes a twentieth of them: each epoch less is an epoch more of training. (With other budgets
-                the clock decides nothing, so that equal runs have equal weights.)
+                validation takes about a twentieth of them, beside the first: what it does not take is trained. (With
+                other budgets the clock decides nothing, so that equal runs have equal weights.)
 
         >>> budget = Budget(epochs=None, iterations=None, minutes=10.0, per_epoch=50)
         >>> last = Progress(epoch=3, minutes=2.5, looked=2.0, looking=0.1)  # half a minute ago, six seconds long

@@ -33,6 +33,7 @@ class Session:
     Attributes, beside the parts named by their classes:
         split: seed, folds, fold, training, validation: as in split.json.
         channels: in_channels and out_channels of the network.
+        replicas: parts of a batch that the run began with (`step.parts` is how many there are now).
         rates: the base learning rate of each parameter group.
         device_augmentation: applied to batches on the device; None where the workers do it.
         validation: what the last validation found.
@@ -57,6 +58,7 @@ class Session:
     validator: Validator
     split: dict[str, Any]
     channels: dict[str, int]
+    replicas: int = 1
     progress: Progress = field(default_factory=Progress)
     rates: list[float] = field(default_factory=list)
     device_augmentation: Augmentation | None = None
@@ -161,8 +163,9 @@ class Session:
             "versions": versions(),
             "processes": self.group.world,
             "threads": self.hardware.threads,
-            "replicas": 1 if self.step.replicas is None else len(self.step.replicas),
             "precision": self.hardware.precision,
+            "replicas": self.replicas,
+            "layout": self.step.layout,
             "random": {"seed": self.train.seed},
             **self.channels,
         }

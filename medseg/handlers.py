@@ -107,7 +107,10 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     session.gather_loss()
     loss = progress.loss_sum / max(1, progress.step)
     ends = session.budget.is_spent(progress)
-    due, before = session.budget.is_validation_due(progress, train.validate_every), progress.minutes
+    # what counts validations counts epochs unless told otherwise
+    counts = train.patience is not None or session.pipeline.schedule.name == "ReduceLROnPlateau"
+    every = 1 if counts and train.validate_every == "auto" else train.validate_every
+    due, before = session.budget.is_validation_due(progress, every), progress.minutes
     scored = due and bool(session.validator.stored)
     if due and session.hardware.device.type == "cpu":  # batch norm's statistics; on GPUs they are synchronised
         session.group.share_values(session.step.validated.buffers())
@@ -128,7 +131,7 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     progress.step, progress.loss_sum = 0, 0.0
     session.agree(0)
     if scored:
-        progress.looked, progress.looking = progress.minutes, progress.minutes - before
+        progress.look(before)
     # where the last minute passed just now and no validation was due, one more iteration leads to the one at the end
     if ends or (due and session.budget.is_spent(progress)):
         progress.finished = "budget"

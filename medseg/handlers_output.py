@@ -119,12 +119,16 @@ class MlflowOutput:
 
 
 class LineOutput:
-    """A line on standard error for each validated epoch."""
+    """A line on standard error for each validated epoch, and for others if a minute has passed since the last."""
+
+    _told = 0.0  # minutes at the last line
 
     def iterated(self, session: Session) -> None: ...
 
     def finished_epoch(self, session: Session, row: dict[str, Any]) -> None:
-        if row["score"] is not None or session.progress.finished:
+        late = row["minutes"] - self._told >= 1
+        if row["score"] is not None or session.progress.finished or late:
+            self._told = row["minutes"]
             print(_line(session, row), file=sys.stderr, flush=True)
 
     def close(self, session: Session) -> None: ...

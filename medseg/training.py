@@ -138,8 +138,7 @@ def _train_plan(
 
 def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: RunFolder) -> Session:
     pipeline = plan.pipeline
-    began = None if plan.state is None else int(plan.state.get("replicas", 1))  # before there were any: one
-    step, notices = build_step(prepared, replicas=began)
+    step, notices = build_step(prepared, replicas=plan.replicas)
     session = Session(
         pipeline=pipeline,
         spec=plan.spec,
@@ -154,6 +153,7 @@ def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: Ru
         validator=Validator(pipeline, plan.spec, prepared.validation, prepared.hardware, prepared.patients),
         split=split,
         channels=prepared.channels,
+        replicas=plan.replicas or step.parts,
         rates=[float(part["lr"]) for part in step.optimizer.param_groups],
         device_augmentation=prepared.device_augmentation,
         notices=notices,

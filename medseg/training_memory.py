@@ -157,9 +157,14 @@ def _shape(session: Session, patch: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _estimate(session: Session, patch: tuple[int, ...]) -> int | None:
-    half = session.hardware.dtype is not None
+    half, network, parts = session.hardware.dtype is not None, session.step.bare, session.step.parts
+    shape = _shape(session, tuple(patch))
+    # parts side by side have gradients of their own, and their outputs are put together for the loss and its gradient
+    weights = sum(4 * value.numel() for value in network.parameters())
+    outputs = 4 * shape[0] * session.channels["out_channels"] * math.prod(patch)
+    further = (parts - 1) * weights + (2 * outputs if parts > 1 else 0)
     try:
-        return step_bytes(session.step.bare, _shape(session, tuple(patch)), half=half)
+        return step_bytes(network, shape, half=half) + further
     except ValueError:
         return 0  # batch norm refuses a single value per channel: memory is not what this patch lacks
     except (RuntimeError, NotImplementedError, TypeError):

@@ -38,6 +38,21 @@ class Plan:
     changed: tuple[str, ...] = ()
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def replicas(self) -> int | None:
+        """Parts of a batch of the run that is continued; None for a new one.
+
+        Raises:
+            CheckpointError: E363, the checkpoint holds no such number.
+        """
+        if self.state is None:
+            return None
+        count = self.state.get("replicas", 1)  # before there were any
+        if not isinstance(count, int) or not 1 <= count <= self.pipeline.train.batch:
+            text, expected = "the checkpoint has a wrong value", f"1 to {self.pipeline.train.batch}"
+            raise CheckpointError(text, code="E363", file=self.output, field="replicas", expected=expected, found=count)
+        return count
+
     def open_run(self, group: Group) -> RunFolder:
         """The run's folder: that of the run that is continued, or a new one, made by the first process."""
         if self.state is not None:
@@ -67,8 +82,11 @@ class Plan:
             ("processes", session.group.world),
             ("threads", session.hardware.threads),
             ("precision", session.hardware.precision),
+            ("replicas", session.step.parts),
+            ("layout", session.step.layout),
         ):
-            if (before := self.state.get(name)) != now:
+            # an older checkpoint had one part, and does not tell its layout
+            if (before := self.state.get(name, {"replicas": 1, "layout": now}.get(name))) != now:
                 told.append(
                     f"{name}: {before} before, {now} now: the run goes on, but not bit for bit as it would have"
                 )

@@ -111,6 +111,10 @@ def prepare(
     """
     found = find_cases(spec, root, part="training")
     known = {case.id: case for case in found}
+    if split is None and pipeline.train.replicas != "auto":  # asked for by number: refused before an image is opened
+        with torch.device("meta"):
+            stand_in = build_network(pipeline, in_channels=1, out_channels=2)
+        _parts(stand_in, pipeline, hardware, group)
     split = dict(split) if split is not None else choose_split(found, pipeline, fold)
     missing = [name for side in ("training", "validation") for name in split[side] if name not in known]
     if missing:
@@ -169,23 +173,16 @@ def build_step(prepared: Prepared, *, replicas: int | None = None) -> tuple[Trai
     if train.checkpoint_activations:
         count = recompute_activations(network)
         if count == 0:
-            raise ConfigError(
-                "this network has no levels whose activations could be recomputed",
-                code="E116",
-                field="train.checkpoint_activations",
-                fix="remove it",
-            )
+            text = "this network has no levels whose activations could be recomputed"
+            raise ConfigError(text, code="E116", field="train.checkpoint_activations", fix="remove it")
     layout = fast_layout(network, hardware)
-    notices.append(f"memory layout: {'contiguous' if layout == torch.contiguous_format else 'channels last'}")
     network = network.to(hardware.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     wrapped, more = wrap_network(network, group, hardware.device)
     notices += more
     shape = (-(-train.batch // group.world), prepared.channels["in_channels"], *train.patch)
     forward, more = choose_compiled(wrapped, train.compile, shape, hardware)
     notices += more
-    alone = group.world == 1 and forward is wrapped and not train.checkpoint_activations
-    wish = train.replicas if replicas is None else replicas if alone and hardware.device.type == "cpu" else 1
-    count, more = choose_replicas(network, wish, train.batch, hardware, alone=alone)
+    count, more = _parts(network, pipeline, hardware, group, replicas)
     notices += more
     step = TrainStep(
         wrapped,
@@ -199,7 +196,16 @@ def build_step(prepared: Prepared, *, replicas: int | None = None) -> tuple[Trai
         forward=forward,
         replicas=count,
     )
-    return step, notices
+    return step, [f"memory layout: {step.layout}", *notices]
+
+
+def _parts(
+    network: nn.Module, pipeline: Pipeline, hardware: Hardware, group: Group, began: int | None = None
+) -> tuple[int, list[str]]:
+    train = pipeline.train  # compile "auto" is for GPUs
+    alone = group.world == 1 and train.compile is not True and not train.checkpoint_activations
+    wish = train.replicas if began is None else began if alone and hardware.device.type == "cpu" else 1
+    return choose_replicas(network, wish, train.batch, hardware, alone=alone)
 
 
 def _store(store: CaseStore, cases: list[Case], group: Group, show: Callable[[str], None]) -> dict[str, Any]:

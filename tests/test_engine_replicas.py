@@ -152,9 +152,14 @@ def test_an_error_in_a_part_is_raised():
     ("norm", "options", "threads", "samples", "expected"),
     [
         ("batch", {}, 2, 8, 2),
-        ("batch", {}, 16, 8, 4),
+        ("batch", {}, 16, 8, 2),
+        ("batch", {}, 3, 8, 2),
+        (None, {}, 6, 8, 3),
+        (None, {}, 8, 8, 8),
+        (None, {}, 4, 6, 2),
         ("batch", {}, 2, 3, 1),
-        (None, {}, 2, 3, 2),
+        (None, {}, 2, 3, 1),
+        (None, {}, 2, 4, 2),
         (None, {}, 16, 3, 3),
         (None, {}, 1, 8, 1),
         ("batch", {"dropout": 0.1}, 2, 8, 1),
@@ -188,6 +193,47 @@ def test_parts_that_cannot_be_are_refused_with_the_reason(wish, norm, dropout, a
         choose_replicas(net, wish, 8, hardware, alone=alone)
     assert found.value.field == "train.replicas"
     assert choose_replicas(net, 1, 8, hardware, alone=alone) == (1, [])
+
+
+def test_an_error_leaves_no_gradient_behind():
+    one = step(network(), 2)
+    one.replicas(batch(2).tensors["image"]).sum().backward()
+    one.replicas.backward()
+    copied = one.replicas.networks[1]
+    weight = next(copied.parameters())
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(MedsegError):
+        one.replicas(torch.rand(2, 5, 16, 16))
+    assert all(value.grad is None for value in copied.parameters())
+
+
+def test_more_memory_is_estimated_for_parts(tmp_path):
+    from types import SimpleNamespace
+
+    from medseg.training_memory import _estimate
+
+    def need(parts: int) -> int:
+        one = step(network(), parts)
+        session = SimpleNamespace(
+            hardware=CPU, step=one, train=SimpleNamespace(batch=4), group=SimpleNamespace(world=1),
+            channels={"in_channels": 1, "out_channels": 3},
+        )  # fmt: skip
+        return _estimate(session, (16, 16))  # pyright: ignore[reportArgumentType, reportReturnType]
+
+    # gradients of all weights in fp32, and output and its gradient: 4 samples, 3 classes, 16 x 16
+    assert need(2) - need(1) == 4 * weights(step(network())).numel() + 2 * 4 * 4 * 3 * 16 * 16
+
+
+def test_parts_that_cannot_be_are_refused_before_an_image_is_opened(tmp_path):
+    data = write_cases(tmp_path / "data")
+    for image in (data / "images").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(ConfigError, match="several parts"):
+        train(
+            tiny_pipeline(replicas=2), data=data, cache=tmp_path / "cache", output=tmp_path / "runs", device="cpu",
+            progress=False,
+        )  # fmt: skip
+    assert not list((tmp_path / "runs").rglob("*.json"))
 
 
 def test_a_run_in_two_parts_is_resumed_bit_for_bit_in_two_parts(tmp_path):

@@ -355,3 +355,21 @@ def test_wrong_arguments_are_named(name, arguments, field):
     with pytest.raises(UsageError) as caught:
         build_network(name, **arguments)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_shortcut_of_resunet_equals_a_strided_convolution(dims):
+    from medseg.networks.resnet_unet import _THINNED
+
+    torch.manual_seed(0)
+    plain = (torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d)(4, 6, 1, stride=2)
+    ours = _THINNED[dims](4, 6, 1, stride=2)
+    ours.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 4, *[7, 8, 6][:dims])
+    outputs, grads = [], []
+    for layer in (plain, ours):
+        outputs.append(layer(image))
+        (grad,) = torch.autograd.grad(outputs[-1].square().sum(), layer.weight)
+        grads.append(grad)
+    assert torch.allclose(*outputs, atol=1e-6)
+    assert torch.allclose(*grads, rtol=1e-5)

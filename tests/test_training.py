@@ -208,13 +208,14 @@ def test_a_finished_run_is_not_resumed_but_can_be_extended(reference, place, tmp
 
 
 def test_resumed_on_other_processes_threads_or_number_type_it_says_that_it_is_inexact():
-    saved = {"processes": 1, "threads": 4, "precision": "bf16"}
+    saved = {"processes": 1, "threads": 4, "precision": "bf16", "replicas": 2, "layout": "channels last"}
 
-    def told(processes, threads, precision):
+    def told(processes, threads, precision, parts=2, layout="channels last"):
         hardware = SimpleNamespace(threads=threads, precision=precision)
         session = SimpleNamespace(
-            group=SimpleNamespace(world=processes), hardware=hardware, progress=Progress(), run=RunFolder(Path())
-        )
+            group=SimpleNamespace(world=processes), hardware=hardware, progress=Progress(), run=RunFolder(Path()),
+            step=SimpleNamespace(parts=parts, layout=layout),
+        )  # fmt: skip
         here = Path()
         plan = Plan(tiny_pipeline(), SimpleNamespace(), here, here, "tiny", state=saved)  # pyright: ignore
         return plan.reopen(session, {"c1": "abc"})  # pyright: ignore
@@ -223,6 +224,10 @@ def test_resumed_on_other_processes_threads_or_number_type_it_says_that_it_is_in
     rest = "the run goes on, but not bit for bit as it would have"
     assert told(2, 4, "bf16") == [f"processes: 1 before, 2 now: {rest}"]
     assert told(1, 2, "fp32") == [f"threads: 4 before, 2 now: {rest}", f"precision: bf16 before, fp32 now: {rest}"]
+    assert told(1, 4, "bf16", 1) == [f"replicas: 2 before, 1 now: {rest}"]
+    assert told(1, 4, "bf16", 2, "contiguous") == [f"layout: channels last before, contiguous now: {rest}"]
+    del saved["replicas"], saved["layout"]  # an older run
+    assert told(1, 4, "bf16", 1) == []
 
 
 def test_a_case_that_changed_since_the_run_began_is_told(reference, place, tmp_path):
