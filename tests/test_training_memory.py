@@ -41,8 +41,8 @@ def session(patch=(64, 64), *, batch=4, world=1, precision="fp32", network=None,
         train=tiny_pipeline(patch=list(patch), batch=batch, **train).train,
         hardware=Hardware(torch.device("cpu"), precision, 1, "none"),
         group=Group(world=world),
-        channels={"in_channels": 1},
-        step=SimpleNamespace(bare=network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1)),
+        channels={"in_channels": 1, "out_channels": 2},
+        step=SimpleNamespace(bare=network, parts=1, optimizer=torch.optim.SGD(network.parameters(), lr=0.1)),
     )
 
 
