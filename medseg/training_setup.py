@@ -25,6 +25,7 @@ from medseg.engine_replicas import choose_replicas
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, fast_layout
 from medseg.patches import PatchReader
+from medseg.training_patch import patch_notices
 
 __all__ = ["Prepared", "build_step", "choose_split", "prepare"]
 
@@ -151,7 +152,7 @@ def prepare(
         rank=group.rank,
         world=group.world,
     )
-    notices += _limited(augmentation, pipeline.train.patch, maker.reader.spacing(next(iter(training.values()))))
+    notices += patch_notices(network, maker.reader, training, augmentation)
     validation = {name: stored[name] for name in split["validation"]}
     prepared = Prepared(
         pipeline, spec, hardware, group, {name: known[name] for name in names}, training, validation, channels, network,
@@ -238,22 +239,6 @@ def _notices(stored: Mapping[str, Any]) -> list[str]:
         told.append(
             f"no structure is labelled in {len(empty)} cases: {', '.join(empty[:5])}" + (" ..." if empty[5:] else "")
         )
-    return told
-
-
-def _limited(augmentation: Augmentation, patch: Sequence[int], spacing: Sequence[float]) -> list[str]:
-    """Transforms that limit what they were asked for on this patch, so that nothing folds: what they really do."""
-    told = []
-    for part, transform in zip(augmentation.components, augmentation.transforms, strict=True):
-        if not hasattr(transform, "applied_sigma"):
-            continue
-        applied, asked = transform.applied_sigma(patch, spacing), transform.applied_sigma([10**6] * len(patch), spacing)
-        if any(a < 0.99 * b for a, b in zip(applied, asked, strict=True)):
-            shown = " x ".join(f"{a:.2g}" for a in applied)
-            told.append(
-                f"{part.name}: sigma {transform.sigma:g} is limited to {shown} voxels on this patch, so that it does "
-                "not fold; a larger patch or fewer control points (grid) allow more"
-            )
     return told
 
 

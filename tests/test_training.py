@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -509,6 +510,30 @@ def test_a_limited_deformation_is_told(place):
     augment[0]["RandElasticDeformationd"]["sigma"] = 0.3
     told = json.loads((run(place, tiny_pipeline(epochs=1, augment=augment)) / "provenance.json").read_text())["notices"]
     assert not any("limited" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("patch", "padding", "told"),
+    [
+        # cases have 16 x 20 x 12 voxels: 3840 of the 8192 of a patch; the network halves once, so it takes even sizes
+        ([16, 32, 16], "same", "53 % of what is computed for a patch of 16 x 32 x 16 lies beyond the images"),
+        ([16, 20, 14], "same", None),  # 14 %
+        # unpadded: the 2 + 2 * 2 + 2 voxels a side that are cut off are to lie beyond them: 32 x 36 x 28 of 40^3
+        ([40, 40, 40], "valid", "50 % of what is computed"),
+        ([32, 36, 28], "valid", None),
+    ],
+)
+def test_a_patch_larger_than_the_cases_is_told(place, patch, padding, told):
+    network = {"UNet": {"channels": [4, 8], "padding": padding, "norm": "batch", "dropout": 0.0}}
+    folder = run(place, tiny_pipeline(epochs=1, batch=1, patch=patch, network=network))
+    lines = [line for line in json.loads((folder / "provenance.json").read_text())["notices"] if "beyond" in line]
+    assert len(lines) == (told is not None)
+    if lines:
+        assert told in lines[0]
+        fitting = json.loads(re.search(r"train\.patch=(\[[\d,]+\])", lines[0])[1])
+        assert "median size 16 x 20 x 12" in lines[0]
+        again = run(place, tiny_pipeline(epochs=1, batch=1, patch=fitting, network=network))
+        assert "beyond the images" not in (again / "provenance.json").read_text()
 
 
 def test_windows_of_validation_are_bounded(place, monkeypatch):

@@ -1,0 +1,87 @@
+"""What a pipeline's patch does on these cases that it was not asked for: transforms it limits, work it wastes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medseg.augmentation import Augmentation
+from medseg.patches import PatchReader
+
+__all__ = ["patch_notices"]
+
+_WASTE = 0.2  # of a patch, from which it is told
+
+
+def patch_notices(
+    network: Any, reader: PatchReader, training: Mapping[str, Any], augmentation: Augmentation
+) -> list[str]:
+    """Notices on the patch, none where it fits.
+
+    Args:
+        network: `legal_size(size)` says which patches it can take.
+        reader: of the patches.
+        training: stored cases by id.
+        augmentation: whose transforms are asked what they do on a patch of this size.
+    """
+    spacing = reader.spacing(next(iter(training.values())))
+    return _padding(network, reader, [case.shape for case in training.values()]) + _limited(
+        augmentation, reader.patch, spacing
+    )
+
+
+def _padding(network: Any, reader: PatchReader, shapes: Sequence[Sequence[int]]) -> list[str]:
+    """How much of the patches lies beyond the images (mirrored, so computed for little), and which patch fits.
+
+    Hippocampus, of 35 x 51 x 36 voxels, learnt in 18 minutes what half an hour taught it when its patches became
+    32 x 48 x 32 instead of 40 x 56 x 40 (benchmarks/RESULTS.md).
+    """
+    patch, dims = reader.patch, len(reader.patch)
+    reach = [[n + 2 * m for n, m in zip(shape[:dims], reader.margin, strict=True)] for shape in shapes]
+    waste = 1 - statistics.fmean(math.prod(map(min, patch, size)) / math.prod(patch) for size in reach)
+    if waste < _WASTE:
+        return []
+    middle = [statistics.median_low(sizes) for sizes in zip(*reach, strict=True)]
+    fitting = _at_most(network, tuple(map(min, patch, middle)))
+    told = (
+        f"{100 * waste:.0f} % of what is computed for a patch of {_shown(patch)} lies beyond the images "
+        f"(median size {_shown(statistics.median_low(s) for s in zip(*(s[:dims] for s in shapes), strict=True))})"
+    )
+    if fitting is not None:
+        told += f"; with --set train.patch={str(list(fitting)).replace(' ', '')} training sees more in the same time"
+    return [told]
+
+
+def _at_most(network: Any, size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The largest patch that the network can take and that is nowhere larger than `size`, None if there is none."""
+    found = []
+    for axis, largest in enumerate(size):
+        for n in range(largest, 0, -1):
+            if network.legal_size([n] * len(size))[axis] == n:
+                found.append(n)
+                break
+        else:
+            return None
+    return tuple(found)
+
+
+def _limited(augmentation: Augmentation, patch: Sequence[int], spacing: Sequence[float]) -> list[str]:
+    """Transforms that limit what they were asked for on this patch, so that nothing folds: what they really do."""
+    told = []
+    for part, transform in zip(augmentation.components, augmentation.transforms, strict=True):
+        if not hasattr(transform, "applied_sigma"):
+            continue
+        applied, asked = transform.applied_sigma(patch, spacing), transform.applied_sigma([10**6] * len(patch), spacing)
+        if any(a < 0.99 * b for a, b in zip(applied, asked, strict=True)):
+            shown = " x ".join(f"{a:.2g}" for a in applied)
+            told.append(
+                f"{part.name}: sigma {transform.sigma:g} is limited to {shown} voxels on this patch, so that it does "
+                "not fold; a larger patch or fewer control points (grid) allow more"
+            )
+    return told
+
+
+def _shown(size: Any) -> str:
+    return " x ".join(map(str, size))
