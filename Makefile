@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
-# the real pipeline, for a few minutes; all phantoms have contrast medium, so their intensities vary less than patients'
-DEMO_SETTINGS ?= --set train.minutes=5 --set augment.RandShiftIntensityd.offsets=0.1
+# the real pipeline, for a few minutes: smaller patches, so that a slow CPU gets to see enough of them; all phantoms have contrast
+# medium, so their intensities vary less than patients'
+DEMO_SETTINGS ?= --set train.minutes=5 --set 'train.patch=[64,64,32]' --set augment.RandShiftIntensityd.offsets=0.1
 # two test processes of one thread each are faster on two cores than one of two
 JOBS   ?= 2
 

@@ -10,6 +10,8 @@ from skimage.graph import rag_boundary
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
+from medseg.component import build_component
+from medseg.config import load_pipeline
 from medseg.errors import UsageError
 from medseg.metrics import label_components, membrane_curve
 from medseg.transforms.membrane_cells import joined_basins
@@ -31,6 +33,19 @@ def discs(centres, radius, size=64) -> np.ndarray:
 def shares_of(mask: np.ndarray, inside=0.95, outside=0.05) -> np.ndarray:
     p = np.where(mask, inside, outside).astype(np.float32)
     return np.stack([1 - p, p])
+
+
+@pytest.mark.parametrize("name", ["liver", "liver_attention"])
+def test_a_liver_keeps_all_its_tumours(name):
+    label = np.zeros((12, 12, 6), np.uint8)
+    label[1:9, 1:9, 1:5] = 1
+    label[2:4, 2:4, 2] = label[6, 6, 3] = label[7:9, 2, 1] = 2  # three tumours, of 4, 1 and 2 voxels
+    expected = label.copy()
+    label[11, 11, 5] = label[10, 1, 0] = 2  # and what lies beside the liver
+    label[11, 9, 1:3] = 1
+    for part in load_pipeline(name).postprocess:
+        label = build_component(part, "postprocess")(label, spacing=(1, 1, 1))
+    assert np.array_equal(label, expected)
 
 
 def test_largest_component_of_each_label():
