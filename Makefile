@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	@rm -rf $(DEMO)/runs $(DEMO)/predictions $(DEMO)/evaluation
 	$(BIN)/medseg train liver --data $(DEMO)/data --output $(DEMO)/runs $(DEMO_SETTINGS)
 	$(BIN)/medseg predict $(DEMO)/runs/liver $(DEMO)/data/Task03_Liver/imagesTs -o $(DEMO)/predictions
-	$(BIN)/medseg evaluate $(DEMO)/predictions $(DEMO)/data/Task03_Liver/labelsTs -o $(DEMO)/evaluation --run $(DEMO)/runs/liver
+	$(BIN)/medseg evaluate $(DEMO)/predictions $(DEMO)/data/Task03_Liver/labelsTs -o $(DEMO)/evaluation --images $(DEMO)/data/Task03_Liver/imagesTs --run $(DEMO)/runs/liver
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

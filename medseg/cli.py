@@ -159,6 +159,9 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder for cases.csv, summary.json, report.html.")
     ] = None,
     data: DataOption = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, for the report's pictures; with a folder of labels.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run whose label names and scores to use.")] = None,
     part: Annotated[str, typer.Option(help="Part of the data set: training or test.")] = "test",
     protocol: Annotated[
@@ -185,6 +188,7 @@ def evaluate(
         reference,
         output=output,
         data=data,
+        images=images,
         run=newest(run) if run else None,
         part=part,
         protocol=protocol,

@@ -161,9 +161,10 @@ def evaluate(
         from medseg.evaluation_attention import AttentionMaps
 
         attention = AttentionMaps(plan.run)
-    summary["views"] = write_views(
+    summary["views"], more_notes = write_views(
         plan.output / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances, attention
     )
+    summary["notes"] += more_notes
     summary["seconds"] = round(time.time() - started, 1)
     return _write(plan.output, rows, summary, formats)
 

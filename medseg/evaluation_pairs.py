@@ -109,12 +109,16 @@ def match_folders(
 ) -> tuple[list[Pair], list[str]]:
     """Pairs of two folders by case id (names without suffix), and the predictions that have no reference.
 
+    Args:
+        predictions, references: folders of label images.
+        images: folder of the images that belong to them, named alike or, as nnU-Net does, with `_0000` behind.
+
     Raises:
-        DataError: a folder is missing or empty, or not a single name occurs in both.
+        DataError: a folder is missing or empty, or not a single name of a reference occurs in one of the others.
     """
     wanted = find_predictions(references)
     present = find_predictions(predictions)
-    shown = find_predictions(images) if images is not None else {}
+    shown = {} if images is None else _named_images(Path(images), wanted)
     if not wanted.keys() & present.keys():
         raise DataError(
             "no prediction has the name of a reference", code="E350", file=predictions,
@@ -225,6 +229,23 @@ def describe_grid(geometry: Geometry) -> str:
         origin = ", ".join(f"{v:.2f}" for v in geometry.affine[:3, 3])
         text += f", origin {origin}, axes {''.join(geometry.codes)}"
     return text
+
+
+def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
+    """The image of each case that has one there; of several channels the first."""
+    try:
+        files = {case_id(path): path for path in list_inputs([folder])}
+    except UsageError as error:
+        raise DataError(
+            "images cannot be listed", code="E302", field="images", file=folder, found=error.message
+        ) from error
+    found = {case: files.get(case) or files.get(f"{case}_0000") for case in wanted}
+    if not any(found.values()):
+        raise DataError(
+            "no image has the name of a reference", code="E350", field="images", file=folder,
+            expected=_some(wanted), found=_some(files), fix="name each image as its reference, or leave --images out",
+        )  # fmt: skip
+    return {case: path for case, path in found.items() if path is not None}
 
 
 def _probabilities(folder: Path) -> dict[str, Path]:

@@ -63,10 +63,15 @@ def make_plan(
         UsageError, DataError: as there.
     """
     predictions, run = Path(predictions), None if run is None else newest_run(run)
-    if reference is None and run is None:
+    if reference is None and run is None and images is None:
         return _plan_run(newest_run(predictions), output=output, data=data, protocol=protocol, metrics=metrics)
     pipeline, spec = _facts_of_run(run, data) if run is not None else (None, None)
     target = Path(output) if output is not None else predictions / "scores"
+    if images is not None and (reference is None or not Path(reference).exists()):
+        raise UsageError(
+            "a data set and a run know their images themselves", field="images", found=images,
+            expected="a folder of labels as reference", fix="leave --images out",
+        )  # fmt: skip
     if reference is None:
         raise UsageError(
             "no reference was given", field="reference", expected="a folder of labels or the name of a data set"

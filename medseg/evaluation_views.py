@@ -14,7 +14,7 @@ from medseg.evaluation_pairs import Pair, Reading
 from medseg.evaluation_scoring import CaseScores, read_arrays
 from medseg.tables import POOLED, ScoreRow, main_metric
 from medseg.views import make_view, remove_views, write_view
-from medseg.volumes import read_image
+from medseg.volumes import Geometry, check_pair, read_image
 
 __all__ = ["calibration_entries", "choose_cases", "write_views"]
 
@@ -50,14 +50,15 @@ def write_views(
     reading: Reading,
     instances: bool,
     attention: Callable[[Any], dict[str, np.ndarray]] | None = None,
-) -> list[dict[str, Any]]:
-    """Write the pictures of the chosen cases; returns what summary.json says about them.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Write the pictures of the chosen cases; returns what summary.json says about them, and notes.
 
-    `attention` gives the attention maps of a data set's case, see `AttentionMaps`.
+    `attention` gives the attention maps of a data set's case, see `AttentionMaps`. A note tells of a case whose image
+    cannot be shown.
     """
     remove_views(folder)
     by_case = {pair.case: pair for pair in pairs}
-    entries = []
+    entries, notes = [], []
     for number, (case, role, value) in enumerate(chosen):
         pair = by_case[case]
         arrays = read_arrays(pair, reading, instances=instances)
@@ -68,34 +69,42 @@ def write_views(
             void = reference == reading.ignore
             prediction, reference = (np.where(void, 0, array) for array in (prediction, reference))
         geometry = arrays.geometry
+        image, problem = _image(pair, reading, geometry)
+        if problem:
+            notes.append(f"The pictures of {case} show no image: {problem}.")
         view = make_view(
             case, prediction=prediction if own is None else own, reference=reference if objects is None else objects,
-            image=_image(pair, reading, reference.shape), affine=geometry.affine if geometry.kind == "volume" else None,
+            image=image, affine=geometry.affine if geometry.kind == "volume" else None,
             spacing=geometry.spacing, unit=geometry.unit, role=role, score=value, metric=metric,
             maps=attention(pair.source) if attention is not None and pair.source is not None else None,
         )  # fmt: skip
         write_view(folder, view, number)
         entries.append({"case": case, "role": role, "metric": metric, "value": value})
-    return entries
+    return entries, notes
 
 
-def _image(pair: Pair, reading: Reading, shape: tuple[int, ...]) -> np.ndarray | None:
+def _image(pair: Pair, reading: Reading, geometry: Geometry) -> tuple[np.ndarray | None, str]:
     # a picture without its image still shows the outlines: an image that cannot be read is not worth losing the scores
     if not pair.images:
-        return None
+        return None, ""
     try:
         spec = reading.spec
         if spec is None:
-            array = read_image(pair.images[0], case=pair.case).array
+            volume = read_image(pair.images[0], case=pair.case)
         else:
             channels = spec.in_channels if len(pair.images) == 1 else 1
             colour = "rgb" if spec.colour in ("rgb", "grey", "luma") and spec.dims == 2 else None
-            array = read_image(
+            volume = read_image(
                 pair.images[0], channels=None if colour else channels, colour=colour, nan=spec.nan, affine=spec.affine
-            ).array
-    except MedsegError:
-        return None
-    return array if array.shape[1:] == shape else None
+            )
+        if volume.geometry.kind == geometry.kind == "volume":
+            check_pair(volume.geometry, geometry)
+    except MedsegError as error:
+        return None, f"{pair.images[0].name}: {error.message}"
+    if volume.geometry.shape != geometry.shape:
+        sizes = (" x ".join(map(str, one.shape)) for one in (volume.geometry, geometry))
+        return None, "{} has {} voxels, its labels have {}".format(pair.images[0].name, *sizes)
+    return volume.array, ""
 
 
 def calibration_entries(results: Sequence[CaseScores], labels: Mapping[int, str]) -> list[dict[str, Any]]:

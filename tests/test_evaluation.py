@@ -21,6 +21,7 @@ from medseg.evaluation_scoring import calibration_counts
 from medseg.evaluation_views import choose_cases
 from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
 from medseg.tables_text import latex_table, markdown_table
+from medseg.views import read_views
 
 AFFINE = np.diag([-1.0, -1.0, 2.5, 1.0])
 
@@ -294,6 +295,34 @@ def test_objects_by_number(tmp_path):
     }
 
 
+def test_images_lie_under_the_pictures_and_one_on_another_grid_is_told(folders):
+    ramp = np.broadcast_to(np.arange(20, dtype=np.uint8)[:, None, None] * 12, cube().shape)
+    save(folders / "images" / "case_0.nii.gz", ramp)
+    save(folders / "images" / "case_3_0000.nii.gz", ramp)  # as nnU-Net names the first channel
+    save(folders / "images" / "case_3_0001.nii.gz", 0 * ramp)
+    save(folders / "images" / "case_4.nii.gz", ramp, AFFINE @ np.diag([1, 1, 2, 1]))  # same shape, another spacing
+    save(folders / "images" / "case_5.nii.gz", ramp[:-1])
+    save(folders / "images" / "case_9.nii.gz", ramp)  # of no case
+    given = {"labels": "1=liver", "workers": 1, "metrics": ["Dice"]}
+    result = evaluate(folders / "pred", folders / "ref", images=folders / "images", **given)
+    views = {view.case: view for view in read_views(result.folder / "views")}
+    assert {case: view.image is not None for case, view in views.items()} == {
+        "case_0": True, "case_2": False, "case_3": True, "case_4": False, "case_5": False
+    }  # fmt: skip
+    for case in ("case_0", "case_3"):  # brighter towards one side of the first axis, the same everywhere else
+        assert (np.ptp(views[case].image, axis=(1, 2)) == 0).all()
+        assert abs(int(views[case].image[-1, 0, 0]) - int(views[case].image[0, 0, 0])) > 100
+    told = [note for note in result.summary["notes"] if "show no image" in note]
+    assert len(told) == 2, told
+    assert "case_4" in told[0]
+    assert "spacings" in told[0]
+    assert "case_5" in told[1]
+    assert "shapes" in told[1]
+    assert not any(
+        "show no image" in note for note in evaluate(folders / "pred", folders / "ref", **given).summary["notes"]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "said"),
     [
@@ -310,6 +339,10 @@ def test_objects_by_number(tmp_path):
         ({"workers": 0}, UsageError, "at least one"),
         ({"protocol": "imaginary"}, UsageError, "unknown protocol"),
         ({"reference": None}, UsageError, "no run"),
+        ({"images": "absent"}, DataError, "images cannot be listed"),
+        ({"images": "other"}, DataError, "no image has the name of a reference"),
+        ({"reference": None, "images": "ref"}, UsageError, "know their images themselves"),
+        ({"reference": "liver", "images": "ref"}, UsageError, "know their images themselves"),
     ],
 )
 def test_wrong_arguments(folders, monkeypatch, arguments, kind, said):
