@@ -87,8 +87,11 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
     if not sources:
         raise CheckpointError("no run or checkpoint given", code="E360")
     files = [_find_file(member) for one in sources for member in _members(Path(one))]
-    members = [model_from_state(_read(file), file) for file in files]
-    first = members[0]
+    first_state = _read(files[0])
+    # the members' own pipelines hold their own thresholds already
+    unfilled = first_state.get("pipeline")
+    members = [model_from_state(first_state if n == 0 else _read(file), file) for n, file in enumerate(files)]
+    first, pipeline = members[0], members[0].pipeline
     for member, file in zip(members[1:], files[1:], strict=True):
         _check_alike(first, member, file)
     thresholds = [m.threshold for m in members]
@@ -98,8 +101,8 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
         known = [t for t in thresholds if t is not None]
         metadata["threshold"] = sum(known) / len(known) if len(known) == len(members) else None
         metadata["members"] = [member.metadata for member in members]
+        pipeline = with_threshold(Pipeline.from_dict(unfilled), metadata["threshold"])
     networks = tuple(network for member in members for network in member.networks)
-    pipeline = with_threshold(first.pipeline, metadata["threshold"])
     return Model(networks, pipeline, first.dataset, metadata).to(device)
 
 

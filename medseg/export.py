@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,14 @@ from medseg.package import FORMAT, MODEL_FILE
 __all__ = ["export_bundle", "export_onnx", "export_package"]
 
 TOLERANCE = 1e-4  # largest difference of an exported graph's logits, relative to the largest logit above 1
-# preprocessing that run_onnx.py does in numpy; transforms that touch labels only are left out there
+# preprocessing that run_onnx.py does in numpy, and the arguments that it looks at
 _RUNNER = {
-    "Orientationd", "Spacingd", "ScaleIntensityRanged", "NormalizeIntensityd", "ScaleIntensityRangePercentilesd",
-    "ScaleIntensityd",
+    "Orientationd": {"axcodes"}, "Spacingd": {"pixdim"}, "ScaleIntensityd": {"minv", "maxv", "channel_wise"},
+    "ScaleIntensityRanged": {"a_min", "a_max", "b_min", "b_max", "clip"},
+    "ScaleIntensityRangePercentilesd": {"lower", "upper", "b_min", "b_max", "clip", "channel_wise"},
+    "NormalizeIntensityd": {"subtrahend", "divisor", "channel_wise"},
 }  # fmt: skip
+# transforms that touch labels only are left out there
 _TARGETS_ONLY = {"BoundaryWeightMapd", "InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd"}
 _RUNNER_POST = {"KeepLargestComponent"}
 
@@ -234,9 +236,13 @@ def _compare(network: Any, path: Path) -> float:
 
 def _runner_facts(model: Model) -> dict[str, Any]:
     """What run_onnx.py does and does not do for this model; it refuses to run where something is missing."""
-
-    def unknown(parts: Sequence[Any], known: set[str]) -> list[str]:
-        return [part.name for part in parts if part.name not in known]
-
-    missing = unknown(model.pipeline.preprocess, _RUNNER | _TARGETS_ONLY)
-    return {"runner_lacks": missing, "runner_skips": unknown(model.pipeline.postprocess, _RUNNER_POST)}
+    lacks = []
+    for part in model.pipeline.preprocess:
+        if part.name in _RUNNER:
+            # an argument that is null or false, as most are by default, asks for nothing
+            extra = [name for name in part.arguments if name not in _RUNNER[part.name] and part.arguments[name]]
+            lacks += [f"{part.name}.{name}" for name in extra]
+        elif part.name not in _TARGETS_ONLY:
+            lacks.append(part.name)
+    skips = [part.name for part in model.pipeline.postprocess if part.name not in _RUNNER_POST]
+    return {"runner_lacks": lacks, "runner_skips": skips}

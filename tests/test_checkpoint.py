@@ -390,6 +390,13 @@ def test_an_ensemble_has_the_mean_threshold_or_none(tmp_path):
     assert load_model(runs[0]).threshold == 0.3
 
 
+def test_an_ensembles_pipeline_has_the_mean_threshold_too(tmp_path):
+    steps = [{"Threshold": {"value": "training"}}, {"Threshold": {"value": 0.25}}]
+    runs = [of_model(tmp_path / str(t), threshold=t, labels=2, postprocess=steps) for t in (0.3, 0.5)]
+    values = [part.arguments["value"] for part in load_model(runs).pipeline.postprocess]
+    assert values == [pytest.approx(0.4), 0.25]
+
+
 def test_a_chosen_threshold_replaces_the_word_in_the_pipeline(tmp_path):
     steps = [{"Threshold": {"value": "validation"}}, {"Threshold": {"value": 0.25}}]
     model = load_model(of_model(tmp_path, threshold=0.7, labels=2, postprocess=steps))

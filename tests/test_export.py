@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import monai
 import nibabel
 import numpy as np
 import pytest
@@ -292,6 +294,78 @@ def test_the_runner_takes_neighbouring_slices_as_channels(images, tmp_path):
     for name, mask in wanted.items():
         assert len(np.unique(mask)) > 1
         assert (mask != found[name]).mean() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def runner(onnx):
+    """The standalone script as a module."""
+    spec = importlib.util.spec_from_file_location("run_onnx", onnx / "run_onnx.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ScaleIntensityd", {}),
+        ("ScaleIntensityd", {"minv": -1.0, "maxv": 1.0}),
+        ("ScaleIntensityd", {"minv": -1.0, "maxv": 1.0, "channel_wise": True}),
+        ("ScaleIntensityRanged", {"a_min": 10, "a_max": 500, "b_min": 0, "b_max": 1, "clip": True}),
+        ("ScaleIntensityRangePercentilesd", {"lower": 1, "upper": 99, "b_min": 0, "b_max": 1, "channel_wise": True}),
+        ("NormalizeIntensityd", {}),
+        ("NormalizeIntensityd", {"channel_wise": True}),
+        ("NormalizeIntensityd", {"channel_wise": True, "subtrahend": [0.5, 500.0], "divisor": [0.3, 300.0]}),
+    ],
+)
+def test_the_runner_prepares_images_as_monai_does(runner, name, arguments, constant):
+    random = np.random.default_rng(0)
+    image = np.stack([random.random((9, 8)), 1000 * random.random((9, 8))]).astype(np.float32)
+    if constant:
+        image[:] = 5
+    (wanted,) = getattr(monai.transforms, name)("image", **arguments)({"image": torch.tensor(image)}).values()
+    found, _ = runner.preprocess(image.copy(), np.eye(4), [{name: arguments}, "BoundaryWeightMapd"])
+    assert np.allclose(found, np.asarray(wanted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("step", "lacks"),
+    [
+        ({"ScaleIntensityd": {"minv": None, "maxv": None, "factor": 0.5}}, "ScaleIntensityd.factor"),
+        ({"NormalizeIntensityd": {"nonzero": True}}, "NormalizeIntensityd.nonzero"),
+        ({"NormalizeIntensityd": {"nonzero": False}}, None),
+        ({"HistogramNormalized": {}}, "HistogramNormalized"),
+    ],
+)
+def test_the_runner_refuses_what_it_does_not_do(images, tmp_path, step, lacks):
+    facts = dataset()
+    folder = export_onnx(make_run(tmp_path / "run", pipeline(preprocess=[step]), facts), tmp_path / "onnx")
+    assert json.loads((folder / "model.json").read_text())["onnx"]["runner_lacks"] == [lacks] * (lacks is not None)
+    command = [sys.executable, str(folder / "run_onnx.py"), str(sorted(images.glob("*.nii.gz"))[0])]
+    done = subprocess.run([*command, "-o", str(tmp_path / "masks")], capture_output=True, text=True)
+    assert done.returncode == (lacks is not None)
+    assert "Traceback" not in done.stderr
+    assert lacks is None or lacks in done.stderr
+
+
+@pytest.mark.parametrize("rule", ["refuse", -50.0])
+def test_the_runner_treats_nan_as_the_data_set_says(tmp_path, rule):
+    facts = dataset(nan=rule)
+    run = make_run(tmp_path / "run", pipeline(), facts)
+    values = np.random.default_rng(2).normal(0, 100, (16, 16, 16)).astype(np.float32)
+    values[3:6, 4, 5] = np.nan
+    (tmp_path / "in").mkdir()
+    nibabel.Nifti1Image(values, np.diag([2.0, 2, 3, 1])).to_filename(tmp_path / "in" / "a.nii.gz")
+    folder = export_onnx(run, tmp_path / "onnx")
+    command = [sys.executable, str(folder / "run_onnx.py"), str(tmp_path / "in" / "a.nii.gz")]
+    done = subprocess.run([*command, "-o", str(tmp_path / "masks")], capture_output=True, text=True)
+    if rule == "refuse":
+        assert (done.returncode, "NaN" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+        return
+    predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    (one,), (two,) = masks(tmp_path / "out").values(), masks(tmp_path / "masks").values()
+    assert (one != two).mean() < 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -101,17 +101,28 @@ def scale(image, low, high, arguments):
     return np.clip(image, b_min, b_max) if arguments.get("clip") else image
 
 
+def stretch(image, low, high):
+    """Linear scaling of the image's own range to [low, high], without one of them to [0, 1]; MONAI's rescale_array."""
+    least, most = image.min(), image.max()
+    if least == most:
+        return image if low is None else image * low
+    image = (image - least) / (most - least)
+    return image if low is None or high is None else image * (high - low) + low
+
+
 def normalize(image, arguments):
     """Subtract the mean, divide by the standard deviation, over all voxels or each channel."""
-    if arguments.get("nonzero"):
-        sys.exit("NormalizeIntensityd with nonzero is not known here: predict with medseg")
 
-    def one(part):
-        mean = arguments["subtrahend"] if arguments.get("subtrahend") is not None else part.mean(dtype=np.float64)
-        deviation = arguments["divisor"] if arguments.get("divisor") is not None else part.std(dtype=np.float64)
+    def one(part, mean, deviation):
+        mean = part.mean(dtype=np.float64) if mean is None else mean
+        deviation = part.std(dtype=np.float64) if deviation is None else deviation
         return (part - mean) / (deviation or 1.0)
 
-    return np.stack([one(part) for part in image]) if arguments.get("channel_wise") else one(image)
+    given = [arguments.get(name) for name in ("subtrahend", "divisor")]
+    if not arguments.get("channel_wise"):
+        return one(image, *given)
+    columns = [[None] * len(image) if values is None else values for values in given]
+    return np.stack([one(*each) for each in zip(image, *columns, strict=True)])
 
 
 def preprocess(image, affine, steps):
@@ -132,8 +143,9 @@ def preprocess(image, affine, steps):
                 [np.atleast_1d(scale(p, *e, arguments)) for p, e in zip(parts, ends, strict=False)]
             ).reshape(image.shape)
         elif name == "ScaleIntensityd":
-            low, high = arguments.get("minv", 0.0), arguments.get("maxv", 1.0)
-            image = scale(image, image.min(), image.max(), {"b_min": low, "b_max": high})
+            ends = arguments.get("minv", 0.0), arguments.get("maxv", 1.0)
+            parts = image if arguments.get("channel_wise") else [image]
+            image = np.stack([stretch(part, *ends) for part in parts]).reshape(image.shape)
         elif name == "NormalizeIntensityd":
             image = normalize(image, arguments)
         else:
@@ -264,6 +276,10 @@ def main():
     graph = HERE / model["weights"]["file"]
     if hashlib.sha256(graph.read_bytes()).hexdigest() != model["weights"]["sha256"]:
         sys.exit(f"{graph}: damaged or changed since it was exported")
+    if model["onnx"]["runner_lacks"]:
+        sys.exit(
+            f"preprocessing that is not known here: {', '.join(model['onnx']['runner_lacks'])}: predict with medseg"
+        )
     skipped = [
         name for name, _ in map(component, model["pipeline"].get("postprocess") or []) if name != "KeepLargestComponent"
     ]
@@ -273,6 +289,10 @@ def main():
     options.output.mkdir(parents=True, exist_ok=True)
     for path, target in zip(options.images, plan(options.images, options.output), strict=True):
         image, affine, stored = read(path, model["dataset"])
+        if not np.isfinite(image).all():
+            if not isinstance(model["dataset"].get("nan"), (int, float)) or not np.isfinite(image).any():
+                sys.exit(f"{path}: NaN or infinite voxels")
+            image = np.where(np.isfinite(image), image, np.float32(model["dataset"]["nan"]))
         prepared, affine_pre = preprocess(image, affine, model["pipeline"].get("preprocess") or [])
         probabilities = to_native(predict(session, prepared, model), affine_pre, affine, image.shape[1:])
         threshold = model.get("threshold")
