@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
+from medseg.files import safe_stem
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 
 __all__ = ["Pair", "Reading", "check_grids", "find_predictions", "match_folders", "pair_cases", "parse_labels"]
@@ -159,7 +160,7 @@ def pair_cases(
     for case in cases:
         if (only is not None and case.id not in only) or (case.label is None and not case.instances):
             continue
-        names = (case.id, *(case_id(path) for path in case.images))
+        names = (case.id, safe_stem(case.id), *(case_id(path) for path in case.images))
         name = next((name for name in names if name in present), None)
         used.add(name)
         pairs.append(

@@ -25,7 +25,9 @@ _LEVEL = 3  # gzip: label maps shrink a hundredfold at any level; higher ones on
 _LARGE = 2**26  # pixels of a picture beyond which its label is written in tiles
 _TILE = 512
 _AT_ONCE = 2**24  # bytes of tiles that tifffile packs at once; by itself it takes 256 MB
-_SAME = 1e-3  # voxels between the header's own affine and the one in use, beyond which the header is rewritten
+# voxels between the header's own affine and the one in use, from which on the header is rewritten: qform and sform of a
+# header may differ by this much and count as one (medseg.volumes_geometry), and both are to stay to the bit
+_SAME = 0.5
 
 
 class LabelWriter:
@@ -216,10 +218,7 @@ def _keeps(header: Any, shape: tuple[int, ...], affine: np.ndarray) -> bool:
     from medseg.volumes_nifti_header import affines_of
 
     known = affines_of(header, shape)
-    return all(
-        m is not None and not check_affine(m) and corner_shift(shape, affine, m) < max(_SAME, 0.5)
-        for m in known.values()
-    )
+    return all(m is not None and not check_affine(m) and corner_shift(shape, affine, m) < _SAME for m in known.values())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -371,6 +372,19 @@ def test_the_runner_treats_nan_as_the_data_set_says(tmp_path, rule):
 @pytest.fixture(scope="module")
 def bundle(run, tmp_path_factory):
     return export_bundle(run, tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+def test_the_bundles_commands_can_be_pasted(bundle):
+    text = next(p for p in bundle.rglob("README.md")).read_text().replace("\\\n", " ")
+    commands = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    assert [command[3] if command[0] == "python" else command[1] for command in commands] == [
+        "run", "verify_metadata", "verify_net_in_out", "ckpt_export", "predict"
+    ]  # fmt: skip
+    for command in commands[:4]:
+        words = command[4:]
+        values = [b for a, b in itertools.pairwise(words) if a.startswith("--")]
+        assert all(not value.startswith("--") for value in values)
+        assert all((bundle / value).is_file() for value in values if value.startswith("configs/"))
 
 
 def test_a_bundle_runs_offline_with_the_same_masks(bundle, images, wanted, tmp_path, monkeypatch):

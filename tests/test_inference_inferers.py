@@ -13,8 +13,9 @@ from monai.inferers import sliding_window_inference
 from medseg.errors import ResourceError, UsageError
 from medseg.inference import GaussianTileInferer, OverlapTileInferer
 from medseg.inference.convolutions import FastConvolutions
+from medseg.inference.cost import estimate
 from medseg.inference.memory import bytes_per_voxel, parse_bytes, peak_activation_bytes
-from medseg.inference.passes import mirror_axes
+from medseg.inference.passes import Passes, mirror_axes
 from medseg.inference.windows import constant_value, mirror_index, read_window
 from medseg.networks import UNet
 
@@ -334,6 +335,36 @@ def test_out_of_memory_keeps_finished_slabs():
     assert torch.equal(result, image[0])
     large = [size for size in network.calls if size.numel() > 500]
     assert len(large) <= 6  # the first four, and the one that failed (twice at most)
+
+
+@pytest.mark.parametrize("make", [OverlapTileInferer, lambda **given: GaussianTileInferer(96, **given)])
+def test_windows_that_go_to_a_gpu_together_fit_into_its_limit(make, monkeypatch):
+    monkeypatch.setattr("medseg.inference.streams.available_memory", lambda _: 80 * 2**30)
+    network = UNet(3, 1, 2, channels=[16, 32], padding="same", norm="batch").eval()
+    window = (96, 96, 96)
+    one = peak_activation_bytes(network, (1, 1, *window))  # of the meta device: as for any device
+    found = {}
+    for limit in (one // 2, 4 * one, 100 * one):
+        inferer = make(max_vram=limit)
+        passes = Passes([network], 3, mirror=inferer.mirror, device="cuda")
+        found[limit] = count = inferer.at_once(passes, network, 1, window)
+        assert count == 1 or peak_activation_bytes(network, (count, 1, *window)) <= limit
+    assert found[one // 2] == 1
+    assert 1 < found[4 * one] <= 4
+    assert found[100 * one] == 8
+    assert make(batch=5).at_once(passes, network, 1, window) == 5
+    assert make().at_once(Passes([network], 3, device="cpu"), network, 1, window) == 1
+
+
+def test_the_cost_counts_all_windows_of_a_call():
+    network, image = UNet(3, 1, 2, channels=[16, 32], padding="same", norm="batch").eval(), torch.zeros(1, 128, 96, 64)
+    one, four = (
+        estimate("x", image, [network], OverlapTileInferer(tile=(32, 32, 32), batch=batch), time_it=False)
+        for batch in (1, 4)
+    )
+    assert one.window == four.window
+    peaks = [peak_activation_bytes(network, (batch, 1, *one.window)) for batch in (1, 4)]
+    assert four.peak_ram - one.peak_ram >= peaks[1] - peaks[0]
 
 
 def test_out_of_memory_for_good_is_told():

@@ -13,6 +13,7 @@ from scipy.ndimage import map_coordinates
 
 from medseg.errors import GeometryError
 from medseg.inference import GaussianTileInferer, OverlapTileInferer, predict_case
+from medseg.inference.resampling import SlabBuffer
 from medseg.inference.slices import SliceBlocks
 from medseg.volumes import Geometry
 
@@ -279,6 +280,34 @@ def test_resampling_after_out_of_memory_is_the_same():
     inferer.progress = lambda count, total: (done.append(count), setattr(network, "limit", 5000 if count else 10**9))
     assert np.array_equal(predict_case([network], image, inferer=inferer, **options), expected)
     assert len(done) > 2
+
+
+@pytest.mark.parametrize("turn", [0, 10], ids=["straight", "turned"])
+@pytest.mark.parametrize("step", [1.35, -1.35], ids=["forward", "backward"])
+@pytest.mark.parametrize("inside", [(0, 10), (25, 32), (50, 60), (0, 60)])
+def test_what_lies_outside_a_mask_is_background_on_a_resampled_grid(inside, step, turn, monkeypatch):
+    image = torch.randn((1, 16, 16, 60), generator=torch.Generator().manual_seed(5)) - 1
+    network = lambda windows: torch.cat([windows, -windows], 1)  # noqa: E731
+    mask = torch.zeros(image.shape[1:], dtype=torch.bool)
+    mask[..., slice(*inside)] = True
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    affine = np.diag([1.5, 1.3, step, 1]) @ np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1.0]])
+    affine[2, 3] = 1.0 if step > 0 else 58.0
+    options = {"affine_pre": np.eye(4), "native": Geometry.of((10, 12, 42), affine)}
+    held = []
+    extend = SlabBuffer.extend
+    monkeypatch.setattr(
+        SlabBuffer, "extend", lambda self, *given: (extend(self, *given), held.append(self.values.shape[-1]))
+    )
+    inferer = OverlapTileInferer(tile=10, context=0, divisor=1)
+    found = predict_case([network], image, inferer=inferer, mask=mask, **options)
+    most = max(held)
+    # the same with an image that is background outside the mask, without one
+    whole = predict_case([network], torch.where(mask, image, 50.0), inferer=OverlapTileInferer(), **options)
+    assert np.array_equal(found, whole)
+    assert found.any()
+    if not turn:
+        assert most <= 35  # a few rows of 10, not the 60 of the volume
 
 
 def test_a_mapped_label_is_put_aside_after_each_piece(tmp_path, monkeypatch):

@@ -223,6 +223,24 @@ def test_numpy_comes_back_as_numpy_and_missing_keys_pass():
     assert out["case"] == "a"
 
 
+def test_a_sample_that_stays_is_exact_whatever_its_neighbours_do():
+    shape = (12, 17, 14)
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    warps = [Warp(shape), Warp(shape, affine=turn), Warp(shape, flips=(1,))]
+    arrays = {"image": 100 * torch.randn((3, 2, *shape), generator=seeded())}
+    moved = warp_sample(arrays, warps, linear=["image"])["image"]
+    assert torch.equal(moved[0], arrays["image"][0])
+    assert torch.equal(moved[2], arrays["image"][2].flip(2))
+    assert not torch.equal(moved[1], arrays["image"][1])
+
+
+@pytest.mark.parametrize("sigma", [0.0, 3.0])
+def test_a_single_slice_cannot_be_turned_in_space(sigma):
+    transform = RandElasticDeformationd(sigma=sigma, grid=4, rotate=15).set_random_state(0)
+    with pytest.raises(UsageError, match="on this shape"):
+        transform({"image": torch.zeros(1, 1, 20, 20), "label": torch.zeros(1, 1, 20, 20, dtype=torch.uint8)})
+
+
 def test_shapes_that_differ_are_refused():
     with pytest.raises(GeometryError, match="differ in shape"):
         RandElasticDeformationd().set_random_state(0)({"image": torch.rand(1, 20, 20), "label": torch.zeros(1, 20, 21)})

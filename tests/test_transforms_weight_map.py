@@ -184,6 +184,17 @@ def test_class_weights_given_and_balanced():
     np.testing.assert_allclose(added - given, slow_term(instances), atol=1e-4)
 
 
+@pytest.mark.parametrize("weights", ["balanced", {0: 1.0, 1: 1.0}])
+def test_void_voxels_count_for_no_class(weights):
+    label = torch.zeros((1, 10, 10), dtype=torch.uint8)
+    label[:, :5], label[:, 5, :2] = 255, 1  # half void, 2 voxels of class 1, 48 of background
+    transform = BoundaryWeightMapd(w0=0.0, mode="contour", class_weights=weights, ignore=255)
+    weight = transform({"label": label})["weight"]
+    assert bool((weight[label == 255] == 0).all())
+    sums = [float(weight[label == value].sum()) for value in (0, 1)]
+    assert sums == pytest.approx([25.0, 25.0] if weights == "balanced" else [48.0, 2.0])
+
+
 def test_class_weights_by_class():
     classes = np.array([[0, 1, 2, 2]])
     found = boundary_weight_map((classes > 0).astype(int), w0=0.0, class_weights={0: 1, 1: 3, 2: 5}, classes=classes)

@@ -58,7 +58,8 @@ def plan_windows(
     Args:
         image_size: voxels along each axis.
         roi_size: size of the window; shortened (to a multiple of `divisor`) where the image is smaller.
-        overlap: least share of a window that the next one covers, 0 <= overlap < 1.
+        overlap: share of a window that the next one covers at least (but for a voxel, or the divisor, that rounding
+            takes), 0 <= overlap < 1.
         output: the network's output for a window of `roi_size`, when it is smaller.
         divisor, batch, axis: as in `plan_tiles`.
 

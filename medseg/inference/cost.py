@@ -95,7 +95,9 @@ def estimate(
             torch.cuda.synchronize(passes.device)
         seconds = (time.perf_counter() - begin) * tiles * slices
     half = inferer.precision != "fp32"
-    activations = int(bytes_per_voxel(networks[0], channels, plan.window, half=half) * math.prod(plan.window))
+    together = min(inferer.at_once(passes, networks[0], channels, plan.window), tiles * len(passes.flips))
+    one = bytes_per_voxel(networks[0], channels, plan.window, half=half) * math.prod(plan.window)
+    activations = int(one * together)
     slab = math.prod(n for a, n in enumerate(size) if a != plan.axis)
     held = held_bytes(plan, classes)
     if not exact_grid and slices == 1:

@@ -18,7 +18,7 @@ from medseg.errors import UsageError
 from medseg.inference.blending import WindowPlan, plan_windows, shares
 from medseg.inference.keeping import kept_windows
 from medseg.inference.passes import is_out_of_memory, memory_error
-from medseg.inference.streams import Block, TileInferer, passes_at_once
+from medseg.inference.streams import Block, TileInferer
 from medseg.inference.tiling import spread
 from medseg.inference.windows import constant_value, network_geometry, read_window
 
@@ -34,7 +34,7 @@ class GaussianTileInferer(TileInferer):
     Args:
         roi_size: size of the window, one number or one per axis.
         overlap: least share of a window that its neighbour covers.
-        batch: network passes at once; "auto": 1 on a CPU, 8 on a GPU.
+        batch: network passes at once; "auto": 1 on a CPU, what fits up to 8 on a GPU.
         mirror, precision, max_ram, max_vram, device, progress: as in `OverlapTileInferer`.
         sigma: standard deviation of the importance, as a share of the window.
         accumulate: "float32", or "float16": half of the memory, logits rounded to 3 digits. "auto": float16 only where
@@ -123,7 +123,8 @@ class GaussianTileInferer(TileInferer):
         device = device or self.device or image.device
         size = tuple(image.shape[1:])
         passes = self.passes(networks, len(size), device)
-        limit = passes_at_once(self.batch, passes)
+        window = self.plan(size, networks[0], axis=axis).window
+        limit = self.at_once(passes, networks[0], image.shape[0], window)
         plan = self.plan(size, networks[0], axis=axis, batch=max(1, limit // len(passes.flips)))
         axis = plan.axis
         weights = [

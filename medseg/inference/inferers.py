@@ -14,7 +14,7 @@ from medseg.inference.keeping import kept_windows
 from medseg.inference.large import LARGE
 from medseg.inference.memory import bytes_per_voxel
 from medseg.inference.passes import Passes, is_out_of_memory, memory_error
-from medseg.inference.streams import Block, TileInferer, passes_at_once
+from medseg.inference.streams import Block, TileInferer
 from medseg.inference.tiling import Border, Tile, TilePlan, plan_tiles
 from medseg.inference.windows import constant_value, network_geometry, read_window
 
@@ -29,7 +29,7 @@ class OverlapTileInferer(TileInferer):
 
     Args:
         tile: size of the input window, context included; "auto": the plan with the least computation that fits.
-        batch: network passes at once; "auto": 1 on a CPU, what fits up to 16 on a GPU.
+        batch: network passes at once; "auto": 1 on a CPU, what fits up to 8 on a GPU.
         mirror: average over mirrored inputs, True or the spatial axes.
         border: what is beyond the image, see `plan_tiles`.
         context, divisor: for networks that do not state them.
@@ -132,10 +132,12 @@ class OverlapTileInferer(TileInferer):
         passes = self.passes(networks, len(size), device)
         plan = self.plan(size, networks[0], channels=image.shape[0], axis=axis, device=device)
         done = 0  # finished along the slab axis
+        limit = None
         while done < size[plan.axis]:
             try:
                 with kept_windows(self, plan, networks, image.shape[0], device=device):
-                    for block in self._row_blocks(image, passes, plan, mask, done):
+                    limit = limit or self.at_once(passes, networks[0], image.shape[0], plan.window)
+                    for block in self._row_blocks(image, passes, plan, mask, done, limit):
                         yield block
                         done = max(done, block.complete)
                 return
@@ -148,7 +150,7 @@ class OverlapTileInferer(TileInferer):
             smaller = self._smaller(plan, networks[0], image.shape[0], device)
             if smaller is None:
                 raise memory_error(failed, plan.window, "use GaussianTileInferer, or a network with less context")
-            plan = smaller
+            plan, limit = smaller, None if isinstance(self.batch, int) else 1
 
     def _smaller(self, plan: TilePlan, network: Any, channels: int, device: torch.device | str) -> TilePlan | None:
         from medseg.errors import ResourceError
@@ -168,14 +170,13 @@ class OverlapTileInferer(TileInferer):
         return chosen if math.prod(chosen.window) < math.prod(plan.window) else None
 
     def _row_blocks(
-        self, image: torch.Tensor, passes: Passes, plan: TilePlan, mask: torch.Tensor | None, done: int
+        self, image: torch.Tensor, passes: Passes, plan: TilePlan, mask: torch.Tensor | None, done: int, limit: int
     ) -> Iterator[Block]:
         # windows of one constant value (air, padding) give the same output wherever they are: computed once
         known: tuple[Any, torch.Tensor] | None = None
         finished = done
         rows = [(slab, tiles) for slab, tiles in plan.rows() if slab[1] > done]
         total, count = sum(len(tiles) for _, tiles in rows), 0
-        limit = passes_at_once(self.batch, passes)
         for slab, tiles in rows:
             for group in _groups(tiles, max(1, limit // len(passes.flips))):
                 inside = [t for t in group if mask is None or bool(mask[_box(t)].any())]

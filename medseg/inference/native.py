@@ -186,6 +186,8 @@ class NativeLabels:
                 break
             first, last = (self._next, stop) if grid.forward else (planes - stop, planes - self._next)
             if classes:
+                top = grid.offset[grid.axis] + row[-1] * (last - 1 if row[-1] > 0 else first) + high
+                buffer.extend(min(length, int(np.floor(top)) + 2), classes)
                 for box, values in resample_planes(buffer, grid, first, last, self._pieces()):
                     self.labels[box] = (
                         self._reduce(values, probabilities=True).numpy() if values.ndim > len(box) else values.numpy()

@@ -28,30 +28,33 @@ class SlabBuffer:
 
     def put(self, start: Sequence[int], stop: Sequence[int], values: torch.Tensor) -> None:
         """Take probabilities (K, *box) of the box start..stop."""
-        at = self.axis + 1
-        have = 0 if self.values is None else self.values.shape[at]
-        missing = stop[self.axis] - self.low - have
-        if missing > 0:
-            shape = [values.shape[0], *self.shape]
-            shape[at] = missing
-            fresh = torch.zeros(shape)
-            if values.shape[0] > 1:
-                fresh[0] = 1.0
-            self.values = fresh if self.values is None else torch.cat([self.values, fresh], at)
+        self.extend(stop[self.axis], values.shape[0])
         assert self.values is not None
         box = [slice(a, b) for a, b in zip(start, stop, strict=True)]
         box[self.axis] = slice(start[self.axis] - self.low, stop[self.axis] - self.low)
         self.values[(slice(None), *box)] = values
 
+    def extend(self, stop: int, classes: int) -> None:
+        """Hold everything up to `stop` on the slab axis, background where nothing was put (tiles outside a mask)."""
+        at = self.axis + 1
+        missing = stop - self.low - (0 if self.values is None else self.values.shape[at])
+        if missing > 0:
+            shape = [classes, *self.shape]
+            shape[at] = missing
+            fresh = torch.zeros(shape)
+            if classes > 1:
+                fresh[0] = 1.0
+            self.values = fresh if self.values is None else torch.cat([self.values, fresh], at)
+
     def drop_below(self, low: int) -> None:
         """Forget everything below `low` on the slab axis."""
-        if self.values is None:
+        if low <= self.low:
             return
-        at = self.axis + 1
-        gone = min(low - self.low, self.values.shape[at])
-        if gone > 0:
+        if self.values is not None:
+            at = self.axis + 1
+            gone = min(low - self.low, self.values.shape[at])
             self.values = self.values.narrow(at, gone, self.values.shape[at] - gone).clone()
-            self.low += gone
+        self.low = low
 
 
 def resample_planes(

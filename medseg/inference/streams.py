@@ -6,6 +6,7 @@ so that a volume never needs memory for classes times voxels: `medseg.inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,10 @@ import torch
 from monai.inferers.inferer import Inferer
 
 from medseg.errors import UsageError
-from medseg.inference.memory import available_memory, parse_bytes
+from medseg.inference.memory import available_memory, bytes_per_voxel, parse_bytes
 from medseg.inference.passes import Passes
 
-__all__ = ["Block", "TileInferer", "passes_at_once"]
+__all__ = ["Block", "TileInferer"]
 
 SHARE = 0.5  # of the free memory, when no limit is given
 
@@ -105,6 +106,19 @@ class TileInferer(Inferer):
         free = available_memory(device)
         return max(1, min(limit - held, free) if limit is not None else int(free * SHARE))
 
+    def at_once(self, passes: Passes, network: Any, channels: int, window: Sequence[int]) -> int:
+        """Windows times mirrors in one call of a network.
+
+        "auto": on a CPU one, since more gain nothing and cost memory; on a GPU all mirrors of a window, 8 at least, but
+        no more than the budget holds.
+        """
+        if isinstance(self.batch, int):
+            return self.batch
+        if passes.device.type == "cpu":
+            return 1
+        one = bytes_per_voxel(network, channels, window, half=self.precision != "fp32") * math.prod(window)
+        return max(1, min(max(len(passes.flips), 8), int(self.budget(passes.device) / one)))
+
 
 class _Bound:
     """A network with further arguments; keeps the network's own attributes visible."""
@@ -117,13 +131,6 @@ class _Bound:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
-
-
-def passes_at_once(batch: int | str, passes: Passes) -> int:
-    """Windows times mirrors in one call of a network: on a CPU more than one gains nothing and costs memory."""
-    if isinstance(batch, int):
-        return batch
-    return 1 if passes.device.type == "cpu" else max(len(passes.flips), 8)
 
 
 def _plain(inputs: torch.Tensor) -> torch.Tensor:

@@ -92,11 +92,20 @@ def warp_sample(
     first = next(iter(out.values()))
     if first.device.type != "cpu":
         positions = warp_positions(warps, first.device)
-        return {key: resample(array, positions, linear=key in linear) for key, array in out.items()}
+        done = {key: resample(array, positions, linear=key in linear) for key, array in out.items()}
+        for b, warp in enumerate(warps):
+            if not warp.moves:  # exactly, whatever its neighbours in the batch do
+                for key, array in out.items():
+                    done[key][b : b + 1] = _flip_only(array[b : b + 1], [warp])
+        return done
     # on a CPU slab by slab, so that positions and indices stay in the cache instead of passing through memory
     done = {key: torch.empty_like(array, memory_format=torch.contiguous_format) for key, array in out.items()}
     thick = max(1, _SLAB * shape[0] // math.prod(shape))
     for b, warp in enumerate(warps):
+        if not warp.moves:  # exactly, whatever its neighbours in the batch do
+            for key, array in out.items():
+                done[key][b : b + 1] = _flip_only(array[b : b + 1], [warp])
+            continue
         plan = _Positions([warp])
         sources = {key: array[b : b + 1].contiguous() for key, array in out.items()}
         for start in range(0, shape[0], thick):
@@ -146,6 +155,10 @@ def _coefficients(warp: Warp) -> tuple[torch.Tensor, list[torch.Tensor]]:
     signs = np.ones(dims)
     signs[list(warp.flips)] = -1
     # position = 2 / (n - 1) * (voxel - centre), so an affine map about the centre has no constant term
+    if min(shape) < 2:
+        raise UsageError(
+            "no rotation or scaling on this shape", field="shape", expected="axes of 2 or more voxels", found=shape
+        )
     matrix = (2 * signs / (np.array(shape) - 1))[:, None] * matrix
     if warp.field is None:
         total = np.zeros((dims,) + (2,) * dims)

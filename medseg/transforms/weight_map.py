@@ -57,8 +57,9 @@ def boundary_weight_map(
         mode: "separation" or "contour".
         spacing: size of a voxel along each axis; 1 when None.
         class_weights: w_c, one number for each class (sequence or mapping); "balanced": such that each class present
-            has the same sum, with mean 1 over the image; None: 1.
-        classes: class of each voxel, for w_c; by default 0 on background, 1 on instances.
+            has the same sum, with mean 1 over the voxels of a class; None: 1.
+        classes: class of each voxel, for w_c; by default 0 on background, 1 on instances; negative: of none, with w_c
+            = 0.
 
     Returns:
         float32 of the shape of `instances`; equal to the definition, computed by one distance transform per instance,
@@ -104,9 +105,9 @@ class BoundaryWeightMapd(MapTransform):
     """Write `weight` for a sample: the map of its instances, 0 where the label says ignore.
 
     Instances come from `sample["instances"]` (in the data set's files, or one file per object); without them each
-    connected component (faces) of each label is one. In `separation` mode touching instances are first parted by a
-    one-voxel gap, in the instances and in the training target alike (see `part_instances`); in `contour` mode labels
-    are left as they are and the boundaries are those of the label.
+    connected component (through corners too) of each label is one. In `separation` mode touching instances are first
+    parted by a one-voxel gap, in the instances and in the training target alike (see `part_instances`); in `contour`
+    mode labels are left as they are and the boundaries are those of the label.
 
     Args:
         w0, sigma, mode, class_weights: as in `boundary_weight_map`; w_c belongs to the label's class.
@@ -169,7 +170,7 @@ class BoundaryWeightMapd(MapTransform):
             mode=self.mode,
             spacing=spacing_of(sample[label_key]) if self.use_spacing else None,
             class_weights=self.class_weights,
-            classes=known,
+            classes=np.where(void, -1, known),
         )
         weight[void] = 0
         sample[weight_key] = like(torch.from_numpy(weight[None]), sample[label_key])
@@ -234,12 +235,14 @@ def _class_weights(instances: np.ndarray, given: Any, classes: np.ndarray | None
     if kinds.shape != instances.shape:
         raise GeometryError("classes have another shape", field="classes", expected=instances.shape, found=kinds.shape)
     present, where, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    none = int((present < 0).sum())  # they come first
+    present, counts = present[none:], counts[none:]
     if isinstance(given, str):
         if given != "balanced":
             raise UsageError(
                 "unknown class weights", field="class_weights", expected="numbers or balanced", found=given
             )
-        table = kinds.size / (len(present) * counts)
+        table = counts.sum() / (len(present) * counts)
     else:
         by_class = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
         lacking = [int(kind) for kind in present if kind not in by_class]
@@ -251,4 +254,4 @@ def _class_weights(instances: np.ndarray, given: Any, classes: np.ndarray | None
                 found=by_class,
             )
         table = np.array([by_class[int(kind)] for kind in present])
-    return table[where].reshape(instances.shape).astype(np.float32)
+    return np.concatenate([np.zeros(none), table])[where].reshape(instances.shape).astype(np.float32)
