@@ -88,8 +88,6 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
         raise CheckpointError("no run or checkpoint given", code="E360")
     files = [_find_file(member) for one in sources for member in _members(Path(one))]
     first_state = _read(files[0])
-    # the members' own pipelines hold their own thresholds already
-    unfilled = first_state.get("pipeline")
     members = [model_from_state(first_state if n == 0 else _read(file), file) for n, file in enumerate(files)]
     first, pipeline = members[0], members[0].pipeline
     for member, file in zip(members[1:], files[1:], strict=True):
@@ -101,7 +99,8 @@ def load_model(source: str | Path | Sequence[str | Path], device: torch.device |
         known = [t for t in thresholds if t is not None]
         metadata["threshold"] = sum(known) / len(known) if len(known) == len(members) else None
         metadata["members"] = [member.metadata for member in members]
-        pipeline = with_threshold(Pipeline.from_dict(unfilled), metadata["threshold"])
+        # from its stored form: the members' own pipelines hold their own thresholds already
+        pipeline = with_threshold(Pipeline.from_dict(first_state["pipeline"]), metadata["threshold"])
     networks = tuple(network for member in members for network in member.networks)
     return Model(networks, pipeline, first.dataset, metadata).to(device)
 
