@@ -113,6 +113,7 @@ class CheckpointStore:
             file=self.folder,
             expected=" or ".join(_FALLBACK.get(name, (f"{name}.pt",))),
             found=found,
+            fix=None if refused or name != "last" else "it ended before anything was saved: train it anew",
         )
 
     def read(self, path: Path) -> dict[str, Any]:

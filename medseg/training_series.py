@@ -23,7 +23,7 @@ class Series:
         pipeline: of all its runs, named like their folder.
         root: the data root of the newest run.
         output: the folder of runs, which holds the folder of this pipeline's.
-        runs: fold -> its newest run.
+        runs: fold -> its newest run that can go on or is finished.
     """
 
     pipeline: Pipeline
@@ -40,7 +40,7 @@ def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
     """The series to which the newest run in `folder` belongs: runs beside it of the same choices and the same split.
 
     How long a run is trained may differ, as it may where a single run is continued. Of several runs of one fold the
-    newest counts.
+    newest counts; one that ended before its first checkpoint does not, its fold is trained anew.
 
     Args:
         folder: `runs/NAME`, or one of its runs.
@@ -59,7 +59,8 @@ def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
     runs = {}
     for run in sorted(path for path in newest.parent.iterdir() if path.is_dir() and is_run(path)):
         found = _choices(run)
-        if found is not None and found[0] == wanted[0] and found[1] is not None:
+        begun = any(run.glob("last*.pt")) or RunFolder(run).status.get("state") == "finished"
+        if begun and found is not None and found[0] == wanted[0] and found[1] is not None:
             runs[found[1]] = run
     root = data_root(data, known=RunFolder(newest).data)
     pipeline = load_pipeline(newest / "pipeline.yaml", root=root).model_copy(update={"name": newest.parent.name})

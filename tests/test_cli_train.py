@@ -7,12 +7,14 @@ import json
 import shlex
 
 import pytest
+import torch
 from tiny import tiny_pipeline, write_cases
 
 from medseg import evaluation, training
-from medseg.checkpoint import load_model
+from medseg.checkpoint import load_model, read_state
 from medseg.cli import main
 from medseg.config import to_yaml
+from medseg.engine_session import Session
 
 
 def call(*arguments) -> int:
@@ -101,6 +103,30 @@ def test_a_series_of_folds_goes_on_where_it_stopped(place, capsys, monkeypatch):
     assert (made[0] / "last.pt").stat().st_mtime_ns == before
     pooled = json.loads((place / "my runs/tiny/cross_validation/summary.json").read_text())
     assert pooled["runs"] == [made[0].name, begun.name]
+
+
+def test_a_fold_that_was_killed_before_its_first_checkpoint_is_trained_anew(place, capsys, monkeypatch):
+    at = ["--cache", place / "cache", "--device", "cpu", "--no-report"]
+    command = ["train", place / "tiny.yaml", "--data", place / "data", "-o", place / "runs", *at]
+    assert call(*command, "--fold", "1") == 0
+    (whole,) = (place / "runs" / "tiny").iterdir()
+    whole.rename(place / "whole")
+    iterate, done = Session.iterate, []
+
+    def killed(session, batch):
+        if done:
+            raise KeyboardInterrupt
+        done.append(batch)
+        return iterate(session, batch)
+
+    monkeypatch.setattr(Session, "iterate", killed)
+    assert call(*command, "--fold", "all") == 130
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("all folds: ")]
+    monkeypatch.setattr(Session, "iterate", iterate)
+    assert call(*shlex.split(line.removeprefix("all folds: medseg ")), *at) == 0
+    anew = max((place / "runs" / "tiny").glob("*_fold1*"))
+    expected, found = (read_state(run / "last.pt")["network_state"] for run in (place / "whole", anew))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_second_series_of_folds_leaves_the_pooled_scores_of_the_first(place, capsys):

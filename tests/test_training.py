@@ -265,8 +265,9 @@ def test_nothing_to_resume_is_an_error(place, tmp_path):
         run(place, None, resume=tmp_path / "empty")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "status.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no checkpoint to continue from"):
+    with pytest.raises(CheckpointError, match="no checkpoint to continue from") as caught:
         run(place, None, resume=tmp_path / "begun")
+    assert caught.value.fix == "it ended before anything was saved: train it anew"
 
 
 def test_a_damaged_last_checkpoint_costs_one_interval_and_is_told(reference, place, tmp_path):
