@@ -32,7 +32,7 @@ from medseg.files_atomic import temporary_name
 __all__ = ["FORMAT", "CheckpointStore", "Model", "load_model", "read_state"]
 
 FORMAT = "medseg-checkpoint-1"
-_REMEMBERED = 4
+_REMEMBERED = 8  # sums of one name; with one more the files are read to see which of them stand
 _FALLBACK = {"last": ("last.pt", "last.prev.pt"), "best": ("best.pt",)}
 
 
@@ -133,10 +133,13 @@ class CheckpointStore:
     def _note(self, digest: str, facts: dict[str, Any]) -> None:
         index = self.index
         known = {**index["known"], digest: facts}
-        # of each name the newest few: this one, the one before, and one that a kill may have left in place
-        for name in {entry.get("name") for entry in known.values()}:
-            for old in [d for d, entry in known.items() if entry.get("name") == name][:-_REMEMBERED]:
-                del known[old]
+        name = facts["name"]
+        noted = [old for old, entry in known.items() if entry.get("name") == name]
+        if len(noted) > _REMEMBERED:
+            # how new a sum is does not tell whether its file got its name: saves may have been killed before that
+            paths = [self.folder / file for file in _FALLBACK.get(Path(name).stem, (name,))]
+            standing = {digest, *(sha256_file(path) for path in paths if path.exists())}
+            known = {old: entry for old, entry in known.items() if old not in noted or old in standing}
         write_json(self.folder / "index.json", {**index, "known": known})
 
     def _rotate(self, path: Path) -> None:

@@ -127,6 +127,26 @@ store.save({{"number": {before}, "weights": torch.zeros(10)}})
     assert store.load()[0]["number"] == before + 1
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_stopped_again_and_again_the_sums_of_what_stands_are_kept(tmp_path, monkeypatch, name):
+    """Every stopped save leaves a sum of a file that never got its name."""
+    store = CheckpointStore(tmp_path)
+    for number in range(2):
+        store.save(state(number), name)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FAIL_POINTS, "indexed", stop)
+    for number in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            store.save(state(10 + number), name)
+    assert (store.load(name)[0]["number"], store.load(name)[1]) == (1, [])
+    if name == "last":
+        assert store.read(tmp_path / "last.prev.pt")["number"] == 0
+    assert len(store.index["known"]) <= 9  # and it does not grow for ever
+
+
 def test_a_full_disk_leaves_the_old_one(tmp_path):
     script = f"""
 import resource, sys, torch
