@@ -24,6 +24,7 @@ class Progress:
         step: finished iterations of the current epoch.
         minutes: minutes of training and validation, over all sessions.
         loss_sum: losses of the current epoch's iterations so far.
+        rate: the last iteration's learning rate.
         validated: epochs after which validation took place (the last one; 0: none yet).
         best: best score so far, higher is better (None: none yet); best_epoch: after which epoch.
         waited: validations since the best one.
@@ -37,6 +38,7 @@ class Progress:
     step: int = 0
     minutes: float = 0.0
     loss_sum: float = 0.0
+    rate: float = 0.0
     validated: int = 0
     best: float | None = None
     best_epoch: int = 0

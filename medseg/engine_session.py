@@ -39,8 +39,7 @@ class Session:
         validation: what the last validation found.
         threshold: share above which a voxel is foreground, chosen at the end; None: most probable class.
         seconds: where the time of this session went: wait, step, validate, save.
-        recent: cases of the last iterations; images: patches of this session, over all processes; rate: the
-            last iteration's learning rate; mark: `images`
+        recent: cases of the last iterations; images: patches of this session, over all processes; mark: `images`
             and `seconds` at the end of the last epoch.
         command: how to continue.
     """
@@ -69,7 +68,6 @@ class Session:
     notices: list[str] = field(default_factory=list)
     recent: list[tuple[str, ...]] = field(default_factory=list)
     images: int = 0
-    rate: float = 0.0
     mark: dict[str, float] = field(default_factory=dict)
     loss: torch.Tensor | None = None
     _started: float | None = None
@@ -119,7 +117,7 @@ class Session:
         """One iteration: forward, backward, and the optimizer's step where one is due."""
         progress, accumulate = self.progress, self.train.accumulate
         begin = time.perf_counter()
-        self.rate = self.set_rate()
+        progress.rate = self.set_rate()
         if self.device_augmentation is not None:
             batch = self.maker.finish(batch.to(self.hardware.device), self.device_augmentation)
         else:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ignite.engine import Engine, Events
@@ -22,7 +23,7 @@ from medseg.errors import TrainingError
 from medseg.handlers_signals import Signals, Stopped
 from medseg.hardware import peak_memory
 
-__all__ = ["Output", "attach_handlers", "finish_epoch", "make_engine"]
+__all__ = ["Output", "attach_handlers", "close_epoch", "make_engine", "save_epoch"]
 
 BAD_STEPS = 5  # updates in a row without a finite gradient after which training ends
 _LOOK_EVERY = 20  # on a GPU: iterations between two looks, each of which waits for the device
@@ -57,9 +58,9 @@ def attach_handlers(engine: Engine, session: Session, signals: Signals, outputs:
     """Attach all handlers, in the order in which they have to act."""
     saved = [time.monotonic(), 0.0]  # when, and how long it took
 
-    def save() -> None:
+    def save(write: Callable[[], None]) -> None:
         begin = time.monotonic()
-        session.save()
+        write()
         saved[:] = [time.monotonic(), time.monotonic() - begin]
 
     def after_iteration(engine: Engine) -> None:
@@ -73,26 +74,50 @@ def attach_handlers(engine: Engine, session: Session, signals: Signals, outputs:
             output.iterated(session)
         spent = session.budget.is_spent(session.progress) and session.at_step_end()
         if flag == 1 and not spent and session.progress.step < session.per_epoch:
-            save()
+            save(session.save)
         if spent and session.progress.step < session.per_epoch:
             end_epoch(engine)
 
     def end_epoch(engine: Engine) -> None:
-        row = finish_epoch(session, signals)
-        for output in outputs:
-            output.finished_epoch(session, row)
-        # a checkpoint of a long run is large: after short epochs it waits until it costs little
+        close_epoch(session, signals, outputs)
+        # a checkpoint of a long run is large: after short epochs it waits until it costs little. Not with the best
+        # weights so far: a last.pt from before them would not know best.pt. Without validation the newest are the best
         often = time.monotonic() - saved[0] > saved[1] / _SAVE_SHARE
-        if session.group.any(int(often or bool(session.progress.finished))):
-            save()
-        keep = session.train.keep_every
-        if keep is not None and session.progress.epoch % keep == 0:
-            session.save(f"epoch_{session.progress.epoch:04d}")
+        chosen = _is_best(session) and bool(session.validator.stored)
+        if session.group.any(int(often or chosen or bool(session.progress.finished))):
+            save(partial(save_epoch, session))
         if session.progress.finished:
             engine.terminate()
 
     engine.add_event_handler(Events.ITERATION_COMPLETED, after_iteration)
     engine.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
+
+
+def close_epoch(session: Session, signals: Signals, outputs: Sequence[Output] = ()) -> None:
+    """Finish the epoch, tell the outputs, and keep a checkpoint where one is to be kept; `save_epoch` comes next.
+
+    What is kept is saved before last.pt: a run that was killed in between goes on from before the epoch's end.
+    """
+    row = finish_epoch(session, signals)
+    for output in outputs:
+        output.finished_epoch(session, row)
+    keep = session.train.keep_every
+    if keep is not None and session.progress.epoch % keep == 0:
+        session.save(f"epoch_{session.progress.epoch:04d}")
+
+
+def save_epoch(session: Session) -> None:
+    """Save last.pt at the end of an epoch, then best.pt if these weights are the best.
+
+    In this order, because last.pt holds all that best.pt does: killed in between, it is made up for (`mend_best`).
+    """
+    session.save()
+    if _is_best(session):
+        session.save("best")
+
+
+def _is_best(session: Session) -> bool:
+    return session.progress.best_epoch == session.progress.epoch
 
 
 def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
@@ -121,11 +146,9 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     if scored and session.validation is not None:
         progress.validated = progress.epoch
         session.schedule.observe(session.validation.score)
-        if progress.observe(session.validation.score):
-            session.save("best")
+        progress.observe(session.validation.score)
     elif due:  # no case was kept back to choose by: the newest weights count
         progress.best_epoch = progress.epoch
-        session.save("best")
     row = _row(session, loss, scored, pace)
     progress.history.append(row)
     progress.step, progress.loss_sum = 0, 0.0
@@ -152,7 +175,7 @@ def _validate(session: Session, signals: Signals) -> None:
     )
 
 
-def _row(session: Session, loss: float, validated: bool, pace: dict[str, float]) -> dict[str, Any]:
+def _row(session: Session, loss: float, validated: bool, pace: dict[str, float | None]) -> dict[str, Any]:
     """One row of log.csv; a number that is none stays an empty cell."""
     progress = session.progress
     session.tick()
@@ -162,7 +185,7 @@ def _row(session: Session, loss: float, validated: bool, pace: dict[str, float])
         "epoch": progress.epoch,
         "iteration": progress.iteration,
         "minutes": round(progress.minutes, 4),
-        "lr": session.rate,
+        "lr": progress.rate,
         "loss": loss,
         "score": None if found is None else session.validator.sign * found.score,
         **scores,
@@ -172,13 +195,18 @@ def _row(session: Session, loss: float, validated: bool, pace: dict[str, float])
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _pace(session: Session) -> dict[str, float]:
-    """Patches per second and the share of the time spent waiting for data, since the last epoch's end."""
+def _pace(session: Session) -> dict[str, float | None]:
+    """Patches per second and the share of the time spent waiting for data, since the last epoch's end.
+
+    None where no iteration is timed: the run was interrupted after the epoch's last one.
+    """
     if session.stream is not None:
         session.seconds["wait"] = session.stream.waited
     now = {"images": float(session.images), "wait": session.seconds["wait"], "step": session.seconds["step"]}
     images, wait, step = (now[name] - session.mark.get(name, 0.0) for name in now)
     session.mark = now
+    if not images:
+        return {"images_per_second": None, "wait_share": None}
     busy = max(1e-9, wait + step)
     return {"images_per_second": round(images / busy, 3), "wait_share": round(wait / busy, 4)}
 

@@ -23,12 +23,12 @@ from medseg.engine_session import Session
 from medseg.engine_stream import BatchStream
 from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, MedsegError, ResourceError
-from medseg.handlers import Output, attach_handlers, finish_epoch, make_engine, run_engine
+from medseg.handlers import Output, attach_handlers, close_epoch, make_engine, run_engine, save_epoch
 from medseg.handlers_output import BarOutput, LineOutput, MlflowOutput, TableOutput, TensorBoardOutput, write_profile
 from medseg.handlers_signals import Signals, Stopped, listen
 from medseg.hardware import Hardware, choose_hardware, configured
 from medseg.run import RunFolder, provenance
-from medseg.training_finish import load_best, predict_validation
+from medseg.training_finish import load_best, mend_best, predict_validation
 from medseg.training_memory import check_memory, memory_error
 from medseg.training_plan import Plan, plan_new, plan_resume
 from medseg.training_rate import LearningRates, find_learning_rate
@@ -165,7 +165,7 @@ def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: Ru
             text = "the checkpoint is not one of this run's network and optimizer"
             found = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(text, code="E363", file=run.path, found=found) from error
-        session.notices += plan.reopen(session, prepared.keys)
+        session.notices += plan.reopen(session, prepared.keys) + mend_best(session, plan.state)
     return session
 
 
@@ -201,10 +201,8 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
         if not session.progress.finished:
             over = session.budget.is_spent(session.progress) and session.progress.step > 0
             if over or session.progress.step >= session.per_epoch:  # interrupted during a validation
-                row = finish_epoch(session, signals)
-                for output in outputs:
-                    output.finished_epoch(session, row)
-                session.save()
+                close_epoch(session, signals, outputs)
+                save_epoch(session)
             if not session.progress.finished:
                 _train(session, signals, outputs)
     finally:
@@ -218,11 +216,10 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
     if session.progress.finished == "patience":
         done, name = session.progress, session.validator.shown
         show(f"stopped early: {done.waited} validations without a better {name} than after epoch {done.best_epoch}")
-    load_best(session)
+    best = load_best(session)
     if (chosen := choose_threshold(session, prepared.training, check_stop=check_stop)) is not None:
         show(chosen)
-    count, best = len(session.validator.stored), session.progress.best_epoch
-    if not count:
+    if not (count := len(session.validator.stored)):
         show(f"weights of the last epoch, {best}; no case was kept back, so nothing is scored")
         return
     show(f"predicting {count} validation cases with the weights of epoch {best}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,52 @@ from medseg.checkpoint_read import read_state
 from medseg.config import DatasetSpec, Pipeline
 from medseg.data import Case
 from medseg.engine_session import Session
+from medseg.errors import CheckpointError
 from medseg.files import safe_stem
 from medseg.metrics import get_protocol, parse_metrics
 from medseg.volumes import Volume, find_format, write_label
 
-__all__ = ["load_best", "needs_probabilities", "output_name", "predict_validation"]
+__all__ = ["load_best", "mend_best", "needs_probabilities", "output_name", "predict_validation"]
 
 _SHARES = ".probabilities.zarr"
 
 
-def load_best(session: Session) -> None:
-    """Put the weights of best.pt into the network whose predictions count (the run is over: training ends here)."""
+def mend_best(session: Session, state: Mapping[str, Any]) -> list[str]:
+    """Save best.pt if it is not the one that the checkpoint `state` knows and that holds it; what should be told.
+
+    last.pt is saved before best.pt: after a kill between the two it holds the best weights itself. After a fall back to
+    last.prev.pt, best.pt may be of an epoch that is trained again, and whose weights are nowhere else.
+    """
+    if not session.group.writes:
+        return []
+    done = session.progress
+    try:
+        there = read_state(session.run.path / "best.pt")["progress"]
+        found = there["epoch"], there["best"]
+    except (CheckpointError, KeyError, TypeError):  # none yet, or damaged
+        found = 0, None
+    if found == (done.best_epoch, done.best):
+        return []
+    if done.epoch == done.best_epoch and not done.step:
+        best = {**session.state(weights_only=True), "metrics": state.get("metrics", {})}
+        session.checkpoints.save(best, "best", facts={"epoch": done.epoch, "iteration": done.iteration})
+        return []
+    what = f"best.pt is of epoch {found[0]}" if found[0] else "there is no whole best.pt"
+    known = f"was best after epoch {done.best_epoch}" if done.best_epoch else "had no validation yet"
+    return [f"{what}, but the checkpoint that is continued {known}: best.pt stays until a later epoch is better"]
+
+
+def load_best(session: Session) -> int:
+    """Put the weights of best.pt into the network whose predictions count (the run is over: training ends here).
+
+    Returns the epoch that they are of; without best.pt the weights stay those of the last one.
+    """
     path = session.run.path / "best.pt"
-    if path.is_file():
-        state = read_state(path)
-        session.step.validated.load_state_dict(state["network_state"])
+    if not path.is_file():
+        return session.progress.epoch
+    state = read_state(path)
+    session.step.validated.load_state_dict(state["network_state"])
+    return int(state["progress"]["epoch"])
 
 
 def predict_validation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -190,6 +191,114 @@ def test_interrupted_during_validation_it_validates_when_resumed(reference, plac
     assert state_of(folder)["progress"]["step"] == 3
     run(place, None, resume=folder)
     assert_equal_runs(reference, folder)
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+@pytest.fixture(scope="module")
+def kept(place) -> Path:
+    """An uninterrupted run of two epochs that keeps each one's checkpoint."""
+    return run(place, tiny_pipeline(keep_every=1), output=place / "kept")
+
+
+def assert_same_record(one: Path, two: Path) -> None:
+    """The same checkpoints, the same best weights, and a log that differs in what is measured with a clock alone."""
+    assert {path.name for path in one.glob("*.pt")} == {path.name for path in two.glob("*.pt")}
+    first, second = (read_state(folder / "best.pt") for folder in (one, two))
+    assert (first["progress"]["epoch"], first["metrics"]) == (second["progress"]["epoch"], second["metrics"])
+    assert all(torch.equal(value, second["network_state"][name]) for name, value in first["network_state"].items())
+    clocked = ("minutes", "images_per_second", "wait_share", "memory_process_mb")
+    logs = [list(csv.DictReader((folder / "log.csv").open())) for folder in (one, two)]
+    logs = [[{k: v for k, v in row.items() if k not in clocked} for row in rows] for rows in logs]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_interrupted_in_a_validation_checkpoint_and_log_are_those_of_an_unbroken_run(
+    kept, place, tmp_path, which, monkeypatch
+):
+    real, calls = Validator.predict, []
+
+    def predict(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2 * which - 1:  # two cases are validated
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(Validator, "predict", predict)
+    with pytest.raises(SystemExit):
+        run(place, tiny_pipeline(keep_every=1), output=tmp_path)
+    folder = next((tmp_path / "tiny").iterdir())
+    assert state_of(folder)["progress"]["step"] == 3
+    run(place, None, resume=folder)
+    assert_equal_runs(kept, folder)
+    assert_same_record(kept, folder)
+    row = list(csv.DictReader((folder / "log.csv").open()))[which - 1]
+    assert row["images_per_second"] == ""  # no iteration of this session belongs to it
+
+
+def test_killed_after_any_save_the_resumed_run_has_the_same_files(kept, place, tmp_path, monkeypatch):
+    real, left = CheckpointStore.save, [0]
+
+    def save(store, state, name="last", **options):
+        path = real(store, state, name, **options)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return path
+
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    for count in range(1, 7):  # three saves an epoch
+        left[0] = count
+        with pytest.raises(Killed):
+            run(place, tiny_pipeline(keep_every=1), output=tmp_path / str(count))
+        folder = next((tmp_path / str(count) / "tiny").iterdir())
+        if not (folder / "last.pt").exists():
+            assert count == 1
+            continue
+        run(place, None, resume=folder)
+        assert_equal_runs(kept, folder)
+        assert_same_record(kept, folder)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_epoch_that_is_named_at_the_end_is_that_of_the_weights(place, tmp_path, monkeypatch, capsys, lost):
+    """Killed after the third epoch, and continued with other scores; `lost`: last.pt was damaged as well."""
+    scores, real, save = [0.5, 0.4, 0.9], Validator.__call__, CheckpointStore.save
+
+    def scored(*arguments, **options):
+        return dataclasses.replace(real(*arguments, **options), score=scores.pop(0))
+
+    def killed(store, state, name="last", **options):
+        path = save(store, state, name, **options)
+        if name == "last" and state["progress"]["epoch"] == 3:
+            raise Killed
+        return path
+
+    monkeypatch.setattr(handlers, "_SAVE_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(Validator, "__call__", scored)
+    monkeypatch.setattr(CheckpointStore, "save", killed)
+    with pytest.raises(Killed):
+        run(place, tiny_pipeline(epochs=4, iterations_per_epoch=1), output=tmp_path)
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    folder = next((tmp_path / "tiny").iterdir())
+    third = read_state(folder / "last.pt")["network_state"]
+    if lost:
+        save(CheckpointStore(folder), read_state(folder / "last.pt"), "best")
+        (folder / "last.pt").write_bytes(b"")
+    scores[:] = [0.3, 0.2]
+    capsys.readouterr()
+    run(place, None, resume=folder, progress=True)
+    told = capsys.readouterr().err
+    best = read_state(folder / "best.pt")
+    # where last.pt stands, the third epoch is not trained again; from last.prev.pt it is, and was better than now
+    assert best["progress"]["epoch"] == 3
+    assert all(torch.equal(value, third[name]) for name, value in best["network_state"].items())
+    assert "with the weights of epoch 3" in told
+    assert ("best.pt is of epoch 3, but the checkpoint that is continued was best after epoch 1" in told) is lost
+    assert state_of(folder)["progress"]["best"] == (0.5 if lost else 0.9)
 
 
 def test_a_finished_run_is_not_resumed_but_can_be_extended(reference, place, tmp_path):
