@@ -29,6 +29,7 @@ from medseg.cache_prepare import run_jobs
 from medseg.component import Component, build_component
 from medseg.config import DatasetSpec
 from medseg.data import Case, load_sample
+from medseg.data_reading import is_single_mask
 from medseg.errors import DataError, MedsegError, ResourceError, collect
 from medseg.files import remove_stale, require_space, sha256_file
 
@@ -79,7 +80,7 @@ class CaseStore:
         facts = self.spec.model_dump(mode="json", include=set(_FACTS))
         steps = [component.plain() for component in self.preprocess]
         content = {"format": FORMAT, "files": files, "facts": facts, "preprocess": steps, "block": self.block}
-        content |= {"versions": _versions(), "code": _code()}
+        content |= {"single": is_single_mask(self.spec), "versions": _versions(), "code": _code()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def path(self, key: str) -> Path:
@@ -199,6 +200,11 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medseg"
 
 
+# that read or compute what is stored
+_LIBRARIES = (
+    "monai", "torch", "numpy", "scipy", "scikit-image", "nibabel", "pillow", "tifffile", "imagecodecs", "pydicom",
+    "simpleitk",
+)  # fmt: skip
 _ROLES = ("images", "label", "instances", "fov")
 
 
@@ -219,7 +225,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("monai", "torch", "numpy", "scipy", "nibabel")}
+    return {name: version(name) for name in _LIBRARIES}
 
 
 @cache

@@ -63,7 +63,7 @@ def read_instances(case: Case, spec: DatasetSpec, image: Volume | Geometry | Non
     Raises:
         DataError: see `load_sample`; LabelError E336, a mask without a voxel.
     """
-    if len(case.instances) == 1 and not _is_single_mask(case, spec):
+    if len(case.instances) == 1 and not is_single_mask(spec):
         volume = read_label(case.instances[0], dims=spec.dims, affine=spec.affine, palette="index", case=case.id)
         if image is not None:
             check_pair(image, volume, case=case.id)
@@ -101,8 +101,8 @@ def read_instances(case: Case, spec: DatasetSpec, image: Volume | Geometry | Non
     return result, [f"{overlap} voxels are claimed by several instances; the smallest has them"] if overlap else []
 
 
-def _is_single_mask(case: Case, spec: DatasetSpec) -> bool:
-    # one file may be an index image or the only mask of an image with one nucleus: the pattern tells
+def is_single_mask(spec: DatasetSpec) -> bool:
+    """Whether a case's only file of instances is the mask of one, not an index image: the pattern tells."""
     parts = [part for way in spec.files for part in (way.training, way.validation, way.test) if part is not None]
     return any(part.instances is not None and "*" in part.instances for part in parts)
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import write_cases
+from tiny import ENTRY, write_cases
 
+from medseg import cache
 from medseg.cache import BlockArray, CaseStore, MemoryCase, StoredCase, default_folder
 from medseg.cache_blocks import mirror_index
 from medseg.cache_case import KEPT, index_classes
@@ -129,6 +130,30 @@ def test_another_file_setting_fact_or_version_is_another_key(place, monkeypatch)
     assert key == title.key(cases[0])
     monkeypatch.setattr("medseg.cache._versions", lambda: {"monai": "0"})
     assert key != store.key(cases[0])
+
+
+def test_a_file_read_as_indices_and_as_one_mask_has_two_keys(place):
+    """`*` in the pattern decides how the only file of instances is read."""
+    values = np.zeros((16, 20, 12), np.uint8)
+    values[2:4], values[8:12] = 100, 200
+    (place / "data" / "instances").mkdir()
+    for number in range(3):
+        image = nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0]))
+        nibabel.save(image, place / f"data/instances/c{number}.nii.gz")
+    found = {}
+    for pattern in ("{id}.nii.gz", "{id}*.nii.gz"):
+        files = 'label: "labels/{id}.nii.gz"'
+        entry = ENTRY.replace(files, f'{files}, instances: "instances/{pattern}"')
+        (place / "data" / "datasets.yaml").write_text(entry)
+        spec = load_dataset("tiny", root=place / "data")
+        store, case = CaseStore(spec, folder=place / "cache"), find_cases(spec, place / "data")[0]
+        found[store.key(case)] = np.unique(store.compute(case)["arrays"]["native_instances"]).tolist()
+    assert list(found.values()) == [[0, 100, 200], [0, 1]]
+
+
+def test_the_versions_of_all_readers_are_in_the_key():
+    readers = {"nibabel", "pillow", "tifffile", "imagecodecs", "pydicom", "simpleitk", "scikit-image"}
+    assert readers <= set(cache._versions())
 
 
 def test_a_changed_file_of_equal_size_and_time_is_noticed(place):
