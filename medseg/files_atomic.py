@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +22,7 @@ from medseg.files_space import require_space, resource_error
 
 __all__ = [
     "FAIL_POINTS",
+    "HOST",
     "TEMPORARY",
     "atomic_path",
     "atomic_write",
@@ -33,11 +38,15 @@ __all__ = [
 FAIL_POINTS: dict[str, Callable[[], Any]] = {}
 
 TEMPORARY = ".medseg-"  # hidden, so that no listing takes a temporary file for a result
+# this machine or container in such names: another one that writes to the same folder has process numbers of its own
+HOST = hashlib.sha256(socket.gethostname().encode("utf-8", "surrogateescape")).hexdigest()[:8]
+_OWNER = re.compile(rf"{re.escape(TEMPORARY)}(?:([0-9a-f]{{8}})-)?(\d+)-")  # names without a host are of older versions
+_OLD = 24 * 3600  # seconds without a change after which what another machine left is stale
 
 
 def temporary_name(suffix: str = "") -> str:
     """A name that nothing has yet, for a file or folder that is being made; `remove_stale` knows by it whose it is."""
-    return f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}{suffix}"
+    return f"{TEMPORARY}{HOST}-{os.getpid()}-{secrets.token_hex(6)}{suffix}"
 
 
 def fail_point(name: str) -> None:
@@ -136,11 +145,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def remove_stale(folder: str | Path) -> list[Path]:
-    """Remove temporary files left in `folder` by processes of this machine that no longer run; returns them."""
+    """Remove temporary files left in `folder` by processes of this machine that no longer run; returns them.
+
+    Those of other machines and containers, whose processes cannot be seen, when nothing changed them for a day.
+    """
     removed = []
     for path in sorted(Path(folder).glob(f"{TEMPORARY}*")):
-        process = path.name[len(TEMPORARY) :].split("-")[0]
-        if process.isdigit() and not _runs(int(process)):
+        owner = _OWNER.match(path.name)
+        if owner is not None and (not _runs(int(owner[2])) if owner[1] == HOST else _is_old(path)):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -182,6 +194,13 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _OLD
+    except OSError:  # its process has just given it its name
+        return False
 
 
 def _runs(process: int) -> bool:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg import files
+from medseg import files, files_atomic
 from medseg.errors import ConfigError, FormatError, ResourceError, UsageError
 
 STEPS = ("opened", "written", "synced", "verified", "renamed")
@@ -94,6 +95,24 @@ def test_stale_files_of_running_processes_stay(tmp_path: Path) -> None:
         assert files.remove_stale(tmp_path) == []
         assert temporary.exists()
         assert temporary.name.startswith(".")
+
+
+def test_what_another_machine_writes_stays_until_it_is_a_day_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is not one of this machine's, so that there may be none of that number here."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(os, "getpid", lambda: dead.pid)
+    own = tmp_path / files_atomic.temporary_name()
+    with monkeypatch.context() as patch:
+        patch.setattr(files_atomic, "HOST", "0" * 8, raising=False)
+        foreign = [tmp_path / files_atomic.temporary_name() for _ in range(2)]
+    for path, hours in zip((own, *foreign), (0, 23, 25), strict=True):
+        path.mkdir()
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    assert set(files.remove_stale(tmp_path)) == {own, foreign[1]}
+    assert list(tmp_path.iterdir()) == [foreign[0]]
 
 
 def test_verify_runs_on_the_temporary_file_and_can_refuse(tmp_path: Path) -> None:

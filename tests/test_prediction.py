@@ -20,7 +20,7 @@ from medseg.cohort import choose_shard, run_cohort, take_shard
 from medseg.component import Component
 from medseg.config import DatasetSpec
 from medseg.errors import DataError, ResourceError, UsageError
-from medseg.files_atomic import TEMPORARY
+from medseg.files_atomic import HOST, TEMPORARY
 from medseg.inference import OverlapTileInferer
 from medseg.inference.cost import certify
 from medseg.inference.outputs import plan_outputs
@@ -259,7 +259,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     predict(make_model(), tmp_path / "a.nii.gz", tmp_path / "out", save_probabilities=True, progress=False)
-    for name in (f"{TEMPORARY}{dead.pid}-1.nii.gz", f"{TEMPORARY}{dead.pid}-2.zarr"):
+    for name in (f"{TEMPORARY}{HOST}-{dead.pid}-1.nii.gz", f"{TEMPORARY}{HOST}-{dead.pid}-2.zarr"):
         for shard in ("0/2", None):  # with shards it may belong to another machine
             (tmp_path / "out" / name).mkdir(exist_ok=True)
             predict(make_model(), tmp_path / "a.nii.gz", tmp_path / "out", shard=shard, progress=False)

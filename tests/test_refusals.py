@@ -24,7 +24,7 @@ from medseg import files, files_transfer
 from medseg.config import load_dataset, load_pipeline, parse_settings
 from medseg.data import find_cases, load_image_sample, load_sample
 from medseg.errors import ConfigError, DataError, FormatError, MedsegError, ResourceError, UsageError
-from medseg.files_atomic import TEMPORARY
+from medseg.files_atomic import HOST, TEMPORARY
 from medseg.volumes import Geometry, check_pair, list_inputs, read_geometry, read_image, read_window
 from medseg.volumes_tiff import has_windows
 
@@ -185,12 +185,12 @@ def test_leftovers_of_processes_that_are_gone(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "kill", kill)
     for process in (gone, others):
-        (tmp_path / f"{TEMPORARY}{process}-a.unpack").mkdir()
-        (tmp_path / f"{TEMPORARY}{process}-a.unpack/x").write_bytes(b"x")
-        (tmp_path / f"{TEMPORARY}{process}-b").write_bytes(b"x")
+        (tmp_path / f"{TEMPORARY}{HOST}-{process}-a.unpack").mkdir()
+        (tmp_path / f"{TEMPORARY}{HOST}-{process}-a.unpack/x").write_bytes(b"x")
+        (tmp_path / f"{TEMPORARY}{HOST}-{process}-b").write_bytes(b"x")
     (tmp_path / f"{TEMPORARY}notes").write_bytes(b"a user's own")
     removed = files.remove_stale(tmp_path)
-    assert [path.name for path in removed] == [f"{TEMPORARY}{gone}-a.unpack", f"{TEMPORARY}{gone}-b"]
+    assert [path.name for path in removed] == [f"{TEMPORARY}{HOST}-{gone}-a.unpack", f"{TEMPORARY}{HOST}-{gone}-b"]
     assert len(list(tmp_path.iterdir())) == 3
 
 

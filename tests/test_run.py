@@ -9,6 +9,7 @@ import pytest
 
 from medseg import run as module
 from medseg.errors import CheckpointError, ResourceError
+from medseg.files_atomic import HOST
 from medseg.run import RunFolder, git_state, newest_run, provenance, versions
 
 NOW = datetime.datetime(2026, 11, 21, 10, 15)
@@ -65,7 +66,7 @@ def test_opening_what_is_no_run_is_refused(tmp_path):
 
 def test_leftovers_of_dead_processes_are_removed(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"")
-    (tmp_path / ".medseg-999999999-abc.pt").write_bytes(b"half")
+    (tmp_path / f".medseg-{HOST}-999999999-abc.pt").write_bytes(b"half")
     RunFolder.open(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
