@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ __all__ = [
     "build_optimizer",
     "check_patch",
     "crop_margin",
-    "recompute_activations",
     "supervised_loss",
 ]
 
@@ -84,30 +82,6 @@ def build_optimizer(pipeline: Pipeline, network: nn.Module, device: torch.device
     if device.type in ("cpu", "cuda"):
         facts["fused"] = True
     return build_component(pipeline.optimizer, "optimizer", **facts)
-
-
-def recompute_activations(network: nn.Module) -> int:
-    """Make every level of the network forget its activations and compute them again for the gradient.
-
-    Applied to the members of the network's `ModuleList`s (encoder and decoder levels). Memory falls to about the
-    largest level's, one more forward pass is paid; gradients stay equal. Returns how many levels were changed.
-    """
-    levels = [level for module in network.modules() if isinstance(module, nn.ModuleList) for level in module]
-    outer = [level for level in levels if not any(level is not o and level in set(o.modules()) for o in levels)]
-    chosen = [level for level in outer if any(True for _ in level.parameters())]
-    for level in chosen:
-        # a bound method: a deep copy of the network (a running mean of its weights) is bound to its own levels
-        level.forward = MethodType(_recomputed, level)  # pyright: ignore[reportAttributeAccessIssue]
-    return len(chosen)
-
-
-def _recomputed(level: nn.Module, *values: Any, **named: Any) -> Any:
-    from torch.utils.checkpoint import checkpoint
-
-    plain = MethodType(type(level).forward, level)
-    if not torch.is_grad_enabled():
-        return plain(*values, **named)
-    return checkpoint(plain, *values, use_reentrant=False, **named)
 
 
 def supervised_loss(

@@ -18,9 +18,10 @@ from medseg.component import Component, build_component
 from medseg.config import DatasetSpec, Pipeline
 from medseg.data import Case, check_leaks, find_cases, make_split
 from medseg.distributed import Group, wrap_network
-from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin, recompute_activations
+from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin
 from medseg.engine_compile import choose_compiled
 from medseg.engine_held import hold_cases
+from medseg.engine_recompute import recompute_activations
 from medseg.engine_replicas import choose_replicas
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, fast_layout

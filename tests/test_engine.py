@@ -22,10 +22,10 @@ from medseg.engine import (
     build_optimizer,
     check_patch,
     crop_margin,
-    recompute_activations,
     supervised_loss,
 )
 from medseg.engine_budget import Budget, Progress
+from medseg.engine_recompute import recompute_activations
 from medseg.engine_session import Session
 from medseg.errors import ConfigError, ResourceError, UsageError
 from medseg.hardware import Hardware, choose_hardware, configured, fast_layout, keep_memory, peak_memory, real_cores
@@ -161,6 +161,26 @@ def test_recomputed_activations_give_the_same_gradients_with_less_memory():
         gradients.append([p.grad for p in network.parameters()])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
     assert network.state_dict().keys() == build_network(pipeline, in_channels=1, out_channels=2).state_dict().keys()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_recomputed_activations_leave_the_running_statistics_of_one_pass(momentum):
+    plain = UNet(2, 1, 2, channels=(4, 8), padding="same", norm="batch", dropout=0).train()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = momentum
+    again = copy.deepcopy(plain)
+    recompute_activations(again)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        image = torch.rand(2, 1, 8, 8, generator=generator)
+        for network in (plain, again):
+            network(image).square().mean().backward()
+    found = dict(again.named_buffers())
+    assert {name for name in found if name.endswith("num_batches_tracked")}
+    assert all(torch.equal(found[name], value) for name, value in plain.named_buffers())
+    pairs = zip(plain.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(one.grad, two.grad) for one, two in pairs)
 
 
 def test_a_copy_of_a_network_with_recomputed_activations_runs_its_own_weights():
