@@ -175,7 +175,8 @@ class TrainStep:
             with _autocast(self.hardware):
                 logits = self.forward(images) if self.replicas is None else self.replicas(images)
             loss = supervised_loss(self.criterion, logits, batch.tensors["label"], batch.tensors.get("weight"))
-            # DistributedDataParallel takes the mean over processes; the shares may be unequal in an epoch's last batch
+            # DistributedDataParallel takes the mean over processes, of losses that each divides by its own sums (of
+            # weights, volumes); the shares may be unequal in an epoch's last batch
             scaled = loss * (batch.share * self.world / divide)
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             if self.replicas is not None:
