@@ -89,8 +89,16 @@ class Budget:
 
     @classmethod
     def of(cls, train: TrainConfig, per_epoch: int) -> Budget:
-        """The budget that a pipeline states, with its number of iterations in an epoch."""
-        return cls(train.epochs, train.iterations, train.minutes, per_epoch)
+        """The budget that a pipeline states, with its number of iterations in an epoch.
+
+        Iterations that end within a step of the optimizer are rounded up to its end: the step is done, and the schedule
+        has to span it.
+        """
+        iterations = train.iterations
+        if iterations is not None:
+            epochs, rest = divmod(iterations, per_epoch)
+            iterations = epochs * per_epoch + min(-(-rest // train.accumulate) * train.accumulate, per_epoch)
+        return cls(train.epochs, iterations, train.minutes, per_epoch)
 
     @property
     def total(self) -> int | None:

@@ -222,9 +222,9 @@ def test_optimizers_are_fused_where_they_can_be():
     assert isinstance(build_optimizer(plain, network, torch.device("cpu")), torch.optim.NAdam)
 
 
-def budget(**train) -> Budget:
+def budget(per_epoch: int = 10, **train) -> Budget:
     plain = {"batch": 1, "patch": [8, 8], **train}
-    return Budget.of(TrainConfig.model_validate_json(__import__("json").dumps(plain)), 10)
+    return Budget.of(TrainConfig.model_validate_json(__import__("json").dumps(plain)), per_epoch)
 
 
 def test_budgets_know_their_share():
@@ -236,6 +236,19 @@ def test_budgets_know_their_share():
     assert budget(epochs=2).minutes_left(Progress(iteration=5, minutes=1.0)) == pytest.approx(3.0)
     assert budget(epochs=2).minutes_left(Progress()) is None
     assert [budget(epochs=1).describe(), budget(minutes=2.5).describe()] == ["1 epoch", "2.5 minutes"]
+
+
+def test_a_budget_that_ends_within_a_step_spans_it():
+    """Ten iterations, four to a step: steps are done with iterations 4, 8 and 12, the third not with a rate of 0."""
+    schedule = PolynomialLR(power=1.0)
+    found = budget(iterations=10, accumulate=4, per_epoch=50)
+    assert [schedule(found.share(Progress(iteration=done))) for done in (3, 7, 11)] == pytest.approx(
+        [3 / 4, 5 / 12, 1 / 12]
+    )
+    assert [found.is_spent(Progress(iteration=done)) for done in (11, 12)] == [False, True]
+    # an epoch's end is a step's end
+    totals = {(9, 4): 10, (10, 4): 10, (11, 4): 14, (15, 3): 16, (20, 4): 20, (7, 1): 7}
+    assert {key: budget(iterations=key[0], accumulate=key[1]).total for key in totals} == totals
 
 
 def test_a_budget_in_minutes_goes_on_with_the_minutes_that_were_left(monkeypatch):
