@@ -49,9 +49,13 @@ class Progress:
     finished: str = ""
 
     def observe(self, score: float) -> bool:
-        """Take note of a validation score (higher is better; NaN is the worst); True if it is the best so far."""
+        """Take note of a validation score (higher is better; NaN is the worst); True if it is the best so far.
+
+        The first one is, whatever it is; a second NaN is no better than the first, so that patience counts it.
+        """
         worst = not math.isfinite(score)
-        if self.best is None or (not worst and score > self.best):
+        first = self.best is None and not (worst and self.best_epoch)
+        if first or (self.best is not None and not worst and score > self.best):
             self.best = None if worst else float(score)
             self.best_epoch, self.waited = self.epoch, 0
             return True

@@ -277,6 +277,15 @@ def test_a_score_that_is_no_number_is_the_worst():
     assert Progress.from_dict(progress.to_dict()) == progress
 
 
+def test_scores_that_are_all_no_number_are_waited_for():
+    progress, found = Progress(), []
+    for progress.epoch in range(1, 5):
+        found.append((progress.observe(math.nan), progress.waited))
+    assert found == [(True, 0), (False, 1), (False, 2), (False, 3)]
+    assert (progress.best, progress.best_epoch) == (None, 1)
+    assert progress.observe(0.1)  # any number is better
+
+
 def test_schedules_follow_torchs_where_torch_has_them():
     parameter = nn.Parameter(torch.zeros(1))
 
