@@ -68,7 +68,8 @@ class CheckpointStore:
             _check_archive(temporary)
             self._note(sha256_file(temporary), {"name": path.name, **(facts or {})})
             fail_point("indexed")
-            if name == "last" and path.exists():
+            # a damaged last.pt, after which this run went on from last.prev.pt, must not take that one's place
+            if name == "last" and path.exists() and sha256_file(path) in self.index["known"]:
                 self._rotate(path)
             fail_point("rotated")
 

@@ -147,6 +147,25 @@ def test_stopped_again_and_again_the_sums_of_what_stands_are_kept(tmp_path, monk
     assert len(store.index["known"]) <= 9  # and it does not grow for ever
 
 
+def test_a_damaged_file_does_not_take_the_place_of_the_one_before(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    for number in range(2):
+        store.save(state(number))
+    damage(tmp_path / "last.pt", "flipped")
+    assert store.load()[0]["number"] == 0
+
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FAIL_POINTS, "rotated", stop)
+    with pytest.raises(KeyboardInterrupt):  # killed before the new file has its name
+        store.save(state(2))
+    assert store.load()[0]["number"] == 0
+    monkeypatch.delitem(FAIL_POINTS, "rotated")
+    store.save(state(2))
+    assert [read_state(tmp_path / name)["number"] for name in ("last.pt", "last.prev.pt")] == [2, 0]
+
+
 def test_a_full_disk_leaves_the_old_one(tmp_path):
     script = f"""
 import resource, sys, torch
