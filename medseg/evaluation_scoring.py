@@ -141,26 +141,31 @@ def _resample(array: np.ndarray, own: Geometry, target: Geometry) -> np.ndarray:
 def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     """Score one case. A missing prediction is scored as an empty one and counts as missed for every label.
 
-    Where the reference does not have a label either, an empty prediction would be perfect; a missing one is not, so
-    it is scored there as the mirror image of a miss: one wrong voxel.
+    Where the reference does not have a label either, an empty prediction would be perfect; a missing one is not, see
+    `measure_missing`.
 
     Raises:
         MedsegError: a file is refused.
     """
+    from medseg.evaluation_missing import measure_missing
     from medseg.metrics import measure_case
 
     arrays = read_arrays(pair, reading, instances=scoring.instances)
     probabilities = read_probabilities(pair) if pair.probabilities else None
     missing = arrays.prediction is None
-    prediction = _worst(arrays.reference, reading) if arrays.prediction is None else arrays.prediction
     unit = scoring.unit or arrays.geometry.unit
-    labels = {0: "background", **reading.labels}
-    result = measure_case(
-        prediction, arrays.reference, labels=labels, metrics=scoring.metrics, spacing=arrays.geometry.spacing,
-        case=pair.case, patient=pair.group or "",
-        unit=unit, fov=arrays.fov, ignore=reading.ignore, probabilities=probabilities, regions=scoring.regions,
-        instances=arrays.instances, skip=scoring.skip or missing,
-    )  # fmt: skip
+    facts: dict[str, Any] = {
+        "labels": {0: "background", **reading.labels}, "metrics": scoring.metrics, "regions": scoring.regions,
+        "fov": arrays.fov, "ignore": reading.ignore, "spacing": arrays.geometry.spacing, "unit": unit,
+        "case": pair.case, "patient": pair.group or "",
+    }  # fmt: skip
+    if arrays.prediction is None:
+        result = measure_missing(arrays.reference, objects=arrays.instances[1], **facts)
+    else:
+        result = measure_case(
+            arrays.prediction, arrays.reference, probabilities=probabilities, instances=arrays.instances,
+            skip=scoring.skip, **facts,
+        )  # fmt: skip
     rows = [
         ScoreRow(
             pair.case,
@@ -192,15 +197,6 @@ def collect_rows(results: Sequence[CaseScores], metrics: Sequence[Any]) -> tuple
         rows.append(ScoreRow(s.case, s.label, s.metric, s.value, unit, s.status, s.definition))
         better[s.metric] = s.better
     return rows, better
-
-
-def _worst(reference: np.ndarray, reading: Reading) -> np.ndarray:
-    prediction = np.zeros(reference.shape, np.int32)
-    present = set(np.unique(reference).tolist())
-    free = np.flatnonzero(reference.reshape(-1) == 0)
-    for place, label in zip(free, (label for label in reading.labels if label not in present), strict=False):
-        prediction.reshape(-1)[place] = label  # a view: `prediction` is made in C order
-    return prediction
 
 
 def _volumes(

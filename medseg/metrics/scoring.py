@@ -114,7 +114,7 @@ def measure_case(
     step = check_spacing(spacing, prediction.ndim)
     check_labels(prediction, labels, None, "prediction", case)
     check_labels(reference, labels, ignore, "reference", case)
-    structures = _regions(labels, regions)
+    structures = structures_of(labels, regions)
     absent = [name for name in regions or () if name not in structures]  # none of its labels is in this data
     for metric, arguments in wanted:
         if arguments.get("region") not in (None, *structures, *absent):
@@ -257,7 +257,8 @@ def _value_counts(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, counts[values]
 
 
-def _regions(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+def structures_of(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
+    """What is scored: name -> values, of each region that has some among the labels; each label alone without any."""
     if regions is None:
         return {name: (value,) for value, name in labels.items() if value != 0}
     known = {name: tuple(int(v) for v in values if int(v) in labels) for name, values in regions.items()}
