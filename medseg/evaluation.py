@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ def evaluate(
     resampled = check_grids(plan.pairs, resample=resample)
     count = count_workers(workers, len(plan.pairs))
     reading, notes = settle_labels(plan, workers=count, progress=progress)
-    work = partial(score_pair, reading=reading, scoring=plan.scoring)
+    scoring = replace(plan.scoring, stored=any(pair.probabilities for pair in plan.pairs))
+    work = partial(score_pair, reading=reading, scoring=scoring)
     results = map_cases(work, plan.pairs, workers=count, progress=progress, title="scoring")
     rows, better = collect_rows(results, plan.scoring.metrics)
     summary = _summarise(plan, reading, rows, better, results, seed, [*plan.notes, *notes])

@@ -23,16 +23,19 @@ def measure_missing(
     fov: np.ndarray | None = None,
     ignore: int | None = None,
     objects: np.ndarray | None = None,
+    probabilities: bool = False,
     **facts: Any,
 ) -> CaseResult:
     """Scores of a case without a prediction, and its terms of the pooled ones.
 
     Each structure is scored against an empty prediction. Where none of its voxels count, that would be perfect: there
-    the one voxel that counts is predicted wrongly, the mirror image of a miss.
+    the one voxel that counts is predicted wrongly, the mirror image of a miss. The probability of a structure is 0 on
+    its voxels and 1 on all others.
 
     Args:
         reference, labels, metrics, regions, fov, ignore: as for `measure_case`.
         objects: (*spatial) numbered objects of the reference, or None.
+        probabilities: score what needs probabilities too.
         facts: its spacing, unit, case and patient.
     """
     counted = scored_voxels(reference, fov, ignore)
@@ -48,8 +51,11 @@ def measure_missing(
         fov = valid if present.any() else prediction
         if own:
             parts.append(
-                measure_case(prediction, present, labels={1: name}, metrics=own, fov=fov, skip=True, **facts),
-            )
+                measure_case(
+                    prediction, present, labels={1: name}, metrics=own, fov=fov, skip=True,
+                    probabilities=(~present).astype(np.float32) if probabilities else None, **facts,
+                )
+            )  # fmt: skip
     whole = [(m.name, given) for m, given in wanted if m.over == "case"]
     if whole:
         prediction = _wrong(reference, valid, labels)

@@ -20,13 +20,14 @@ BINS = 10  # of the reliability diagram
 @dataclass(frozen=True)
 class Scoring:
     """What is measured: metrics as `medseg.metrics` takes them, regions (name -> labels), unit, whether scores that
-    need probabilities may be left out where there are none."""
+    need probabilities may be left out where there are none, whether any case has some."""
 
     metrics: tuple[Any, ...]
     regions: Mapping[str, Sequence[int]] | None = None
     unit: str | None = None
     skip: bool = False
     instances: bool = False
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,9 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
         "case": pair.case, "patient": pair.group or "",
     }  # fmt: skip
     if arrays.prediction is None:
-        result = measure_missing(arrays.reference, objects=arrays.instances[1], **facts)
+        # where no case has probabilities, this one alone would make the mean of the scores that need them
+        asked = scoring.stored or not scoring.skip
+        result = measure_missing(arrays.reference, objects=arrays.instances[1], probabilities=asked, **facts)
     else:
         result = measure_case(
             arrays.prediction, arrays.reference, probabilities=probabilities, instances=arrays.instances,

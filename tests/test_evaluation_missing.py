@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medseg.evaluation import evaluate
 from medseg.evaluation_pairs import Pair, Reading
 from medseg.evaluation_scoring import Scoring, score_pair
+from medseg.inference.outputs import probability_file
 
 SIZE = (32, 24)
 NOTHING = np.zeros(SIZE, np.uint8)
@@ -61,3 +64,51 @@ def test_a_missing_prediction_does_not_find_a_part_of_a_region(tmp_path):
     found = missing(tmp_path, half, {1: "organ", 2: "tumour"}, metrics, regions=regions)
     assert [row.value for row in found.rows] == [0.0] * 5
     assert [terms.largest for terms in found.result.terms.values()] == [1.0]
+
+
+@pytest.fixture
+def with_probabilities(tmp_path):
+    """Two cases of 25 of 768 pixels predicted perfectly, with probabilities; a third without a prediction."""
+    square = NOTHING.copy()
+    square[4:9, 4:9] = 1
+    for folder in ("reference", "prediction"):
+        (tmp_path / folder).mkdir()
+    for case in "abc":
+        Image.fromarray(square).save(tmp_path / "reference" / f"{case}.png")
+    for case in "ab":
+        Image.fromarray(square).save(tmp_path / "prediction" / f"{case}.png")
+        with probability_file(tmp_path / "prediction" / f"{case}.probabilities.zarr", SIZE) as put:
+            put((slice(None), slice(None)), np.stack([1.0 - square, square]))
+    return tmp_path
+
+
+def test_a_missing_prediction_has_no_roc_area(with_probabilities):
+    found = evaluate(
+        with_probabilities / "prediction", with_probabilities / "reference", labels="1=x", metrics="AUC,PooledAUC",
+        workers=1,
+    )  # fmt: skip
+    area, pooled = found.summary["scores"]
+    assert (area["metric"], area["n"], area["missed"], area["mean"]) == ("AUC", 3, 1, pytest.approx(2 / 3))
+    # of three cases: a pixel inside beats one outside if both are right (2/3 * 2/3), ties with it if one of them is
+    # missing and its wrong value is the other's (inside at 1 and outside at 1, or both at 0: 2 * 2/9, half)
+    assert (pooled["metric"], pooled["mean"]) == ("PooledAUC", pytest.approx(4 / 9 + 4 / 9 / 2))
+
+
+def test_without_stored_probabilities_no_case_has_a_roc_area(with_probabilities):
+    for folder in (with_probabilities / "prediction").glob("*.zarr"):
+        shutil.rmtree(folder)
+    found = evaluate(
+        with_probabilities / "prediction", with_probabilities / "reference", labels="1=x", protocol="drive", workers=1
+    )
+    assert not any("AUC" in entry["metric"] for entry in found.summary["scores"])
+    assert any("Not scored" in note and "AUC" in note for note in found.summary["notes"])
+
+
+@pytest.mark.parametrize("fov", [None, FOV, NOTHING], ids=["whole", "in fov", "no fov at all"])
+def test_the_roc_area_of_a_missing_prediction_is_0_for_each_structure(tmp_path, fov):
+    parts = NOTHING.copy()
+    parts[8:12, 8:12], parts[12:14, 8:12] = 1, 2
+    regions = {"organ": (1, 2), "tumour": (2,), "cyst": (3,)}
+    found = missing(tmp_path, parts, {1: "a", 2: "b", 3: "c"}, ["AUC", "PooledAUC"], fov=fov, regions=regions)
+    assert [(row.label, row.value, row.status) for row in found.rows] == [(name, 0.0, "missed") for name in regions]
+    assert [terms.auc for terms in found.result.terms.values()] == [0.0] * 3
