@@ -451,6 +451,24 @@ def test_probabilities_are_saved(tmp_path):
     assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
 
 
+def test_nothing_of_an_earlier_prediction_stays_beside_a_new_mask(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    make_volume(tmp_path / "a.nii.gz")
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "b.png")
+    predict(make_model(), tmp_path / "a.nii.gz", out, save_probabilities=True, progress=False)
+    predict(make_model(2), tmp_path / "b.png", out, save_probabilities=True, progress=False)
+    make_volume(tmp_path / "b.nii.gz")
+    seen = []  # mask, probabilities and overlay when the new record is written
+    monkeypatch.setattr(
+        "medseg.inference.stages.record",
+        lambda job, *_: seen.append((job.output.exists(), job.probabilities.exists(), job.overlay.exists())),
+    )
+    result = predict(make_model(), [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"], out, progress=False)
+    assert result.exit_code == 0, result.text()
+    assert seen == [(True, False, False)] * 2
+    assert not [*out.glob("*.zarr"), *out.glob("overlays/*"), *out.glob(f"{TEMPORARY}*")]
+
+
 def test_ensemble_averages_probabilities(tmp_path):
     array = make_volume(tmp_path / "a.nii.gz")
     opposite = Bright(3).eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -152,6 +154,11 @@ class Work:
                 probability_sink=probability_sink,
                 out=stack.enter_context(_mapped(job.output.parent, native.shape)) if voxels > _MAPPED else None,
             )
+            # before the new mask appears: beside it, what an earlier run wrote of this case would pass for its own
+            if not self.probabilities:
+                _remove(job.probabilities)
+            if sample.get("picture") is None:
+                _remove(job.overlay)
         return {
             "label": None if streams and "picture" not in sample else label,
             "like": like,
@@ -180,6 +187,18 @@ class Work:
         notes = (*result["notes"], *replaced(job, result["state"]))
         record(job, self.identity, self.options, outputs, result["state"])
         return {"notes": notes}
+
+
+def _remove(path: Path) -> None:
+    if not path.exists():
+        return
+    # renamed first: a Zarr folder that was removed in part reads as zeros
+    gone = path.with_name(temporary_name(path.suffix))
+    try:
+        os.replace(path, gone)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    except OSError as error:
+        raise files.resource_error(error, path, temporary=gone) or error from error
 
 
 def _write(writer: Any, start: int, slab: np.ndarray) -> None:
