@@ -276,6 +276,16 @@ def test_lesions_by_hand():
     assert value_of(pooled, "DetectedLesionDice", "lesion") == pytest.approx(2 * 6 / 14)
 
 
+def test_the_volume_difference_of_detected_lesions_is_worst_when_none_was_detected():
+    """A case where all lesions were missed (-1) and one without any (0), which is no reason for a perfect score."""
+    lesion = np.zeros((16, 16), np.uint8)
+    lesion[3:9, 3:9] = 1
+    metrics = ["DetectedLesionRVD", "DetectedLesionVOE", "DetectedLesionDice"]
+    missed, empty = (measure_case(lesion * 0, r, labels={1: "lesion"}, metrics=metrics) for r in (lesion, lesion * 0))
+    assert [s.value for s in pool_scores([missed, empty], metrics)] == [-1.0, 1.0, 0.0]
+    assert [s.value for s in pool_scores([empty, empty], metrics)] == [0.0, 0.0, 1.0]
+
+
 def test_lits_merges_lesions_that_overlaps_connect():
     """A prediction of 9 voxels over two lesions of 4: IoU 8/9 together, 4/9 each. Pieces of 3 and 2 voxels in one
     of 6: 5/6 together, 3/6 and 2/6 each. A lesion of 4 found by 1 voxel: 1/4. A false lesion alone."""

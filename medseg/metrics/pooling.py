@@ -47,9 +47,11 @@ class Terms:
         return Terms(self.total + other.total, self.count + other.count, empty, max(self.largest, other.largest))
 
     def mean(self, better: str) -> float:
-        """Mean value; without any the worst of `empty`, which is the lowest if higher is better."""
+        """Mean value; without any the worst of `empty`: lowest if higher is better, farthest from 0 if signed."""
         if self.count:
             return self.total / self.count
+        if better == "none":
+            return max(self.empty, key=abs)
         return self.empty[0] if better == "higher" else self.empty[1]
 
 
