@@ -187,7 +187,7 @@ class Validator:
             reference,
             labels=self.labels,
             metrics=self.metrics,
-            spacing=self.stored[name].native.spacing,
+            spacing=None if self.spec.unit == "px" else self.stored[name].native.spacing,
             case=name,
             patient=self.patients.get(name, ""),
             unit=self.spec.unit,

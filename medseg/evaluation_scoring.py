@@ -157,8 +157,8 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     unit = scoring.unit or arrays.geometry.unit
     facts: dict[str, Any] = {
         "labels": {0: "background", **reading.labels}, "metrics": scoring.metrics, "regions": scoring.regions,
-        "fov": arrays.fov, "ignore": reading.ignore, "spacing": arrays.geometry.spacing, "unit": unit,
-        "case": pair.case, "patient": pair.group or "",
+        "fov": arrays.fov, "ignore": reading.ignore, "case": pair.case, "patient": pair.group or "",
+        "spacing": None if unit == "px" else arrays.geometry.spacing, "unit": unit,
     }  # fmt: skip
     if arrays.prediction is None:
         # where no case has probabilities, this one alone would make the mean of the scores that need them

@@ -401,6 +401,38 @@ def test_a_data_set_by_name(tmp_path):
     assert result.summary["bootstrap"]["by"] == "patients"
 
 
+def test_a_data_set_in_px_is_measured_in_voxels(tmp_path):
+    from types import SimpleNamespace
+
+    from medseg.engine_validation import Validator
+
+    (tmp_path / "datasets.yaml").write_text(
+        "mine:\n  title: Mine\n  modality: x\n  dims: 3\n  channels: [x]\n  unit: px\n"
+        "  labels: {0: background, 1: cell}\n"
+        "  files: {training: {image: 'im/{id}.nii.gz', label: 'la/{id}.nii.gz'}}\n"
+    )
+    moved = np.roll(cube(), 2, axis=0)  # by two voxels, each half a millimetre
+    for folder, array in (("im", cube()), ("la", cube()), ("pred", moved)):
+        save(tmp_path / folder / "a.nii.gz", array, np.diag([-0.5, -0.5, 0.5, 1]))
+    save(tmp_path / "im" / "b.nii.gz", cube(), np.diag([-0.5, -0.5, 0.5, 1]))
+    save(tmp_path / "la" / "b.nii.gz", cube(), np.diag([-0.5, -0.5, 0.5, 1]))  # without a prediction
+    metrics = ["HD", ("SurfaceDice", {"tolerance": 1.5}), "VolumeError"]
+    result = evaluate(tmp_path / "pred", "mine", data=tmp_path, part="training", workers=1, metrics=metrics)
+    found = {(row.case, row.metric): (row.value, row.unit) for row in result.rows}
+    assert found["a", "HD"] == (2.0, "px")
+    # a sixth of each surface, the face that the shift has left behind, is 2 px from the other surface
+    assert 0.5 < found["a", "SurfaceDice@1.5px"][0] < 0.85
+    assert found["a", "VolumeError"] == (0.0, "voxel")
+    assert found["b", "HD"] == (pytest.approx(math.hypot(20, 18, 12)), "px")
+    assert found["b", "VolumeError"] == (-216.0, "voxel")
+    training = SimpleNamespace(
+        labels={0: "background", 1: "cell"}, metrics=["HD"], patients={}, spec=SimpleNamespace(unit="px", ignore=None),
+        stored={"a": SimpleNamespace(native=SimpleNamespace(spacing=(0.5, 0.5, 0.5)))},
+        references=lambda name: (cube(), None, None),
+    )  # fmt: skip
+    assert [s.value for s in Validator.measure(training, "a", moved, None).scores] == [2.0]
+
+
 def test_a_data_set_of_objects_is_scored_by_objects(tmp_path):
     (tmp_path / "datasets.yaml").write_text(
         "mine:\n  title: Mine\n  modality: x\n  dims: 2\n  channels: [grey]\n  colour: grey\n  unit: px\n"
