@@ -21,7 +21,7 @@ from medseg.evaluation_pairs import Reading, check_grids
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, map_cases
 from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
-from medseg.evaluation_views import calibration_entries, choose_cases, write_views
+from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
     SCHEMA,
@@ -161,7 +161,10 @@ def evaluate(
     if plan.run is not None:
         from medseg.evaluation_attention import AttentionMaps
 
-        attention = AttentionMaps(plan.run)
+        try:
+            attention = AttentionMaps(plan.run)
+        except Exception as error:  # the scores are worth more than what the report shows beside them
+            summary["notes"].append(f"There are no attention maps: {said(error)}.")
     summary["views"], more_notes = write_views(
         plan.output / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances, attention
     )

@@ -13,6 +13,7 @@ from medseg.checkpoint import load_model
 from medseg.component import build_component
 from medseg.data import load_image_sample
 from medseg.inference import OverlapTileInferer
+from medseg.inference.slices import SliceBlocks
 
 __all__ = ["AttentionMaps", "has_attention"]
 
@@ -60,8 +61,18 @@ class AttentionMaps:
             sample = dict(transform(sample))
         image = sample["image"]
         affine = np.asarray(image.affine, np.float64)
+        pixels, inferer = image.as_tensor(), OverlapTileInferer()
+        by_slices = self.network.spatial_dims == 2 and pixels.ndim == 4
+        source = SliceBlocks(inferer) if by_slices else inferer
+        maps: np.ndarray = np.empty(0, np.float32)
         with torch.inference_mode():
-            maps = OverlapTileInferer()(image.as_tensor()[None], self.network)[0].numpy()
+            for block in source.blocks(pixels, [self.network], device=pixels.device):
+                if block.values is None:
+                    continue
+                if not maps.size:
+                    maps = np.zeros((len(block.values), *pixels.shape[1:]), np.float32)
+                box = tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
+                maps[:, *box] = block.values.numpy()
         return {f"gate {level}": _to_native(one, affine, native) for level, one in enumerate(maps, start=1)}
 
 
@@ -71,7 +82,7 @@ class _GatesAsOutput(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        for name in ("spatial_dims", "divisor", "context", "padded", "exact_under_tiling"):
+        for name in ("spatial_dims", "in_channels", "divisor", "context", "padded", "exact_under_tiling"):
             setattr(self, name, getattr(network, name))
         self.output_size, self.legal_size = network.output_size, network.legal_size
 

@@ -13,10 +13,10 @@ from medseg.errors import MedsegError
 from medseg.evaluation_pairs import Pair, Reading
 from medseg.evaluation_scoring import CaseScores, read_arrays
 from medseg.tables import POOLED, ScoreRow, main_metric
-from medseg.views import make_view, remove_views, write_view
+from medseg.views import View, make_view, remove_views, write_view
 from medseg.volumes import Geometry, check_pair, read_image
 
-__all__ = ["calibration_entries", "choose_cases", "write_views"]
+__all__ = ["calibration_entries", "choose_cases", "said", "write_views"]
 
 
 def choose_cases(rows: Sequence[ScoreRow], better: Mapping[str, str]) -> tuple[list[tuple[str, str, float]], str]:
@@ -53,34 +53,54 @@ def write_views(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the pictures of the chosen cases; returns what summary.json says about them, and notes.
 
-    `attention` gives the attention maps of a data set's case, see `AttentionMaps`. A note tells of a case whose image
-    cannot be shown.
+    `attention` gives the attention maps of a data set's case, see `AttentionMaps`. Whatever cannot be shown becomes a
+    note: nothing here is worth losing the scores.
     """
     remove_views(folder)
     by_case = {pair.case: pair for pair in pairs}
     entries, notes = [], []
     for number, (case, role, value) in enumerate(chosen):
-        pair = by_case[case]
-        arrays = read_arrays(pair, reading, instances=instances)
-        own, objects = arrays.instances
-        prediction = np.zeros_like(arrays.reference) if arrays.prediction is None else arrays.prediction
-        reference = arrays.reference
-        if reading.ignore is not None:  # void voxels are neither right nor wrong
-            void = reference == reading.ignore
-            prediction, reference = (np.where(void, 0, array) for array in (prediction, reference))
-        geometry = arrays.geometry
-        image, problem = _image(pair, reading, geometry)
+        pair, maps = by_case[case], None
+        if attention is not None and pair.source is not None:
+            try:
+                maps = attention(pair.source)
+            except Exception as error:
+                notes.append(f"The pictures of {case} show no attention maps: {said(error)}.")
+        try:
+            view, problem = _view(pair, reading, instances, maps=maps, role=role, score=value, metric=metric)
+            write_view(folder, view, number)
+        except Exception as error:
+            notes.append(f"There are no pictures of {case}: {said(error)}.")
+            continue
         if problem:
             notes.append(f"The pictures of {case} show no image: {problem}.")
-        view = make_view(
-            case, prediction=prediction if own is None else own, reference=reference if objects is None else objects,
-            image=image, affine=geometry.affine if geometry.kind == "volume" else None,
-            spacing=geometry.spacing, unit=geometry.unit, role=role, score=value, metric=metric,
-            maps=attention(pair.source) if attention is not None and pair.source is not None else None,
-        )  # fmt: skip
-        write_view(folder, view, number)
         entries.append({"case": case, "role": role, "metric": metric, "value": value})
     return entries, notes
+
+
+def said(error: Exception) -> str:
+    """What went wrong, in one line without a place on this machine."""
+    if isinstance(error, MedsegError):
+        return error.message
+    return f"{type(error).__name__}: {error.strerror if isinstance(error, OSError) else error}".splitlines()[0]
+
+
+def _view(pair: Pair, reading: Reading, instances: bool, **facts: Any) -> tuple[View, str]:
+    arrays = read_arrays(pair, reading, instances=instances)
+    own, objects = arrays.instances
+    prediction = np.zeros_like(arrays.reference) if arrays.prediction is None else arrays.prediction
+    reference = arrays.reference
+    if reading.ignore is not None:  # void voxels are neither right nor wrong
+        void = reference == reading.ignore
+        prediction, reference = (np.where(void, 0, array) for array in (prediction, reference))
+    geometry = arrays.geometry
+    image, problem = _image(pair, reading, geometry)
+    view = make_view(
+        pair.case, prediction=prediction if own is None else own, reference=reference if objects is None else objects,
+        image=image, affine=geometry.affine if geometry.kind == "volume" else None,
+        spacing=geometry.spacing, unit=geometry.unit, **facts,
+    )  # fmt: skip
+    return view, problem
 
 
 def _image(pair: Pair, reading: Reading, geometry: Geometry) -> tuple[np.ndarray | None, str]:

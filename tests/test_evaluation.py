@@ -610,6 +610,34 @@ def test_attention_maps_lie_on_the_image(tmp_path):
     assert AttentionMaps.__doc__
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_attention_maps_of_a_2d_network_on_a_volume_are_those_of_its_slices(tmp_path, monkeypatch, channels):
+    from types import SimpleNamespace
+
+    import torch
+    from tiny import write_cases
+
+    from medseg.config import load_dataset
+    from medseg.data import find_cases
+    from medseg.evaluation_attention import AttentionMaps, _GatesAsOutput
+    from medseg.networks import AttentionUNet
+
+    data = write_cases(tmp_path, 1)
+    spec = load_dataset("tiny", root=data)
+    network = AttentionUNet(2, channels, 3, channels=(4, 8, 8)).eval()  # three channels: the neighbouring slices
+    model = SimpleNamespace(network=network, dataset=spec, pipeline=SimpleNamespace(preprocess=()))
+    monkeypatch.setattr("medseg.evaluation_attention.load_model", lambda run: model)
+    found = AttentionMaps(tmp_path)(find_cases(spec, data, part="all")[0])
+    volume = torch.from_numpy(nibabel.load(data / "images" / "c0.nii.gz").get_fdata(dtype=np.float32))
+    around = volume[..., 4:7] if channels == 3 else volume[..., 5:6]
+    with torch.inference_mode():
+        wanted = _GatesAsOutput(network)(around.permute(2, 0, 1)[None])[0].numpy()
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found.values(), wanted, strict=True):
+        assert one.shape == tuple(volume.shape)
+        assert one[..., 5] == pytest.approx(other, abs=1e-4)
+
+
 @pytest.fixture
 def runs(tmp_path):
     """A folder of two runs that label c0 and c1 of `tiny` as they are; the older one has no predictions."""
@@ -647,6 +675,34 @@ def test_other_scores_never_replace_a_runs_own(runs, tmp_path):
     assert {row.metric for row in result.rows} == {"Dice", "IoU"}
     assert (tmp_path / "out" / "scores.tex").is_file()
     assert own.read_bytes() == before
+
+
+def test_scores_are_not_lost_with_the_pictures(runs, tmp_path, monkeypatch):
+    from tiny import tiny_pipeline
+
+    from medseg import evaluation_views
+    from medseg.config import to_yaml
+
+    data, run = tmp_path / "data", runs / "2026-11-21_090000_fold0"
+    (run / "pipeline.yaml").write_text(to_yaml(tiny_pipeline(network={"AttentionUNet": {"channels": [4, 8, 8]}})))
+    result = evaluate(run, data=data, workers=1)  # its checkpoint is an empty file
+    assert [row.value for row in result.rows if row.metric == "Dice"] == [1.0] * 4
+    assert len(result.summary["views"]) == 2
+    assert any(note.startswith("There are no attention maps: ") for note in result.summary["notes"])
+
+    def fail(*_, **__):
+        raise RuntimeError("no memory\nat all")
+
+    monkeypatch.setattr("medseg.evaluation_attention.AttentionMaps", lambda run: fail)
+    result = evaluate(run, data=data, workers=1)
+    notes = [f"The pictures of c{n} show no attention maps: RuntimeError: no memory." for n in (0, 1)]
+    assert sorted(result.summary["notes"]) == notes
+    assert len(result.summary["views"]) == 2
+    monkeypatch.setattr(evaluation_views, "make_view", fail)
+    result = evaluate(run, data=data, workers=1)
+    assert "There are no pictures of c0: RuntimeError: no memory." in result.summary["notes"]
+    assert result.summary["views"] == []
+    assert (run / "validation" / "cases.csv").is_file()
 
 
 def test_a_set_without_test_cases_says_which_parts_it_has(tmp_path, capsys):
