@@ -140,9 +140,9 @@ def evaluate(
         metrics=metrics,
         labels=labels, ignore=ignore,
     )  # fmt: skip
-    watched = None if observer is None else find_observer(plan.pairs, observer, data)
+    watched = None if observer is None else find_observer(plan.pairs, observer, data, affine=plan.reading.affine)
     probe_writable(plan.output)
-    resampled = check_grids(plan.pairs, resample=resample)
+    resampled = check_grids(plan.pairs, resample=resample, affine=plan.reading.affine)
     count = count_workers(workers, len(plan.pairs))
     reading, notes = settle_labels(plan, workers=count, progress=progress)
     scoring = replace(plan.scoring, stored=any(pair.probabilities for pair in plan.pairs))

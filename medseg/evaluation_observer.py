@@ -19,7 +19,9 @@ from medseg.volumes import case_id
 __all__ = ["find_observer", "score_observer"]
 
 
-def find_observer(pairs: Sequence[Pair], observer: str | Path, data: str | Path | None) -> list[Pair]:
+def find_observer(
+    pairs: Sequence[Pair], observer: str | Path, data: str | Path | None, *, affine: str = "auto"
+) -> list[Pair]:
     """The cases that a second observer labelled too, with those labels in the place of the prediction.
 
     Args:
@@ -27,6 +29,7 @@ def find_observer(pairs: Sequence[Pair], observer: str | Path, data: str | Path 
         observer: a folder of label images named as the cases or their images; or a path with `{id}` for the case's id,
             below the working folder or the data root.
         data: the data root, or None.
+        affine: which one of a NIfTI counts, see `Reading`.
 
     Raises:
         DataError: no case has such a label, or the grids differ.
@@ -46,7 +49,7 @@ def find_observer(pairs: Sequence[Pair], observer: str | Path, data: str | Path 
             expected=f"a file for {', '.join(pair.case for pair in pairs[:3])} ...",
             fix="give a folder whose files are named as the cases, or a path with {id}",
         )  # fmt: skip
-    check_grids(found, resample=False)
+    check_grids(found, resample=False, affine=affine)
     return found
 
 

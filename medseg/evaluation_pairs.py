@@ -186,8 +186,10 @@ def pair_cases(
     return pairs, sorted(present.keys() - used)
 
 
-def check_grids(pairs: Sequence[Pair], *, resample: bool) -> list[str]:
+def check_grids(pairs: Sequence[Pair], *, resample: bool, affine: str = "auto") -> list[str]:
     """Compare the grids of all pairs by their headers; returns the cases that are to be resampled.
+
+    `affine`: which one of a NIfTI counts, see `Reading`.
 
     Raises:
         GeometryError: grids differ and resampling was not asked for; every such case is told, with both geometries.
@@ -199,7 +201,7 @@ def check_grids(pairs: Sequence[Pair], *, resample: bool) -> list[str]:
         if pair.prediction is None:
             continue
         try:
-            one, two = read_geometry(pair.reference)[0], read_geometry(pair.prediction)[0]
+            one, two = (read_geometry(path, affine=affine)[0] for path in (pair.reference, pair.prediction))
         except MedsegError as error:
             problems.append(error)
             continue

@@ -81,7 +81,8 @@ def make_plan(
     if named is None:
         pairs, extra = match_folders(predictions, reference, images)
         names = parse_labels(labels) if labels is not None else {} if spec is None else _names(spec)
-        reading = Reading(names, ignore=ignore if ignore is not None or spec is None else spec.ignore)
+        given: dict[str, Any] = {} if spec is None else {"ignore": spec.ignore, "affine": spec.affine}
+        reading = Reading(names, **(given if ignore is None else {**given, "ignore": ignore}))
         title = f"Scores of {predictions.resolve().name} against {Path(reference).resolve().name}"
         dataset = None if spec is None else spec.name
         encoding = _encoding(spec)

@@ -81,7 +81,7 @@ def read_arrays(pair: Pair, reading: Reading, *, instances: bool = False) -> Arr
         from medseg.data import read_reference
 
         found, _ = read_reference(pair.source, reading.spec, None)
-        reference, geometry = found["label"][0], read_geometry_of(pair)
+        reference, geometry = found["label"][0], read_geometry_of(pair, reading)
         objects = found["instances"][0] if instances and "instances" in found else None
     else:
         reference, objects, geometry = _read(
@@ -98,11 +98,11 @@ def read_arrays(pair: Pair, reading: Reading, *, instances: bool = False) -> Arr
     return Arrays(array, reference, geometry, (own, objects), fov)
 
 
-def read_geometry_of(pair: Pair) -> Geometry:
+def read_geometry_of(pair: Pair, reading: Reading) -> Geometry:
     """The grid of a case's reference."""
     from medseg.volumes import read_geometry
 
-    return read_geometry(pair.reference)[0]
+    return read_geometry(pair.reference, affine=reading.affine)[0]
 
 
 def _read(

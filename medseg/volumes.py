@@ -145,10 +145,15 @@ def read_label(
     raise last
 
 
-def read_geometry(path: str | Path, *, series: str | int | None = None) -> tuple[Geometry, int, np.dtype]:
-    """Grid, number of channels (bands of a pixel) and stored type, from the header alone; nothing else is verified."""
+def read_geometry(
+    path: str | Path, *, series: str | int | None = None, affine: str = "auto"
+) -> tuple[Geometry, int, np.dtype]:
+    """Grid, number of channels (bands of a pixel) and stored type, from the header alone; nothing else is verified.
+
+    `affine`: which one of a NIfTI counts, see `read_image`.
+    """
     path = Path(path)
-    return _guarded(path, None, lambda: read_raw_header(path, series=series))
+    return _guarded(path, None, lambda: read_raw_header(path, series=series, affine=affine))
 
 
 def read_window(path: str | Path, slices: tuple[slice, ...]) -> np.ndarray:

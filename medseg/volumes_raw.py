@@ -49,11 +49,13 @@ def read_raw(
     return Raw(picture.array, Geometry.of(shape), format, header, kind, picture.palette, picture.bits)
 
 
-def read_raw_header(path: Path, *, series: str | int | None = None) -> tuple[Geometry, int, np.dtype]:
+def read_raw_header(
+    path: Path, *, series: str | int | None = None, affine: str = "auto"
+) -> tuple[Geometry, int, np.dtype]:
     """Geometry, channels and stored type without the voxels."""
     format = find_format(path)
     if format == "nifti":
-        info = read_nifti_header(path)
+        info = read_nifti_header(path, affine=affine)
         shape = _volume_shape(info, path, None)
         channels = info.colour or math.prod(info.shape[3:])
         return Geometry.of(shape, info.affine), channels, info.dtype.newbyteorder("=")

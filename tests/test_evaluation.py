@@ -433,6 +433,34 @@ def test_a_data_set_in_px_is_measured_in_voxels(tmp_path):
     assert [s.value for s in Validator.measure(training, "a", moved, None).scores] == [2.0]
 
 
+@pytest.mark.parametrize("affine", ["sform", "qform"])
+def test_the_affine_that_a_data_set_names_counts_in_evaluation(tmp_path, runs, affine):
+    data, run = tmp_path / "data", runs / "2026-11-21_090000_fold0"
+    entry = (data / "datasets.yaml").read_text()
+    (data / "datasets.yaml").write_text(entry.replace("  unit: mm\n", f"  unit: mm\n  affine: {affine}\n"))
+    named, other = np.diag([0.5, 0.5, 0.5, 1.0]), np.diag([2.0, 2.0, 2.0, 1.0])
+    for path in data.glob("*/*.nii.gz"):
+        image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), named)
+        image.set_sform(named if affine == "sform" else other, 1)
+        image.set_qform(named if affine == "qform" else other, 1)
+        nibabel.save(image, path)
+    masks = run / "validation" / "predictions"
+    for number in (0, 1):
+        label = np.asarray(nibabel.load(data / "labels" / f"c{number}.nii.gz").dataobj)
+        save(masks / f"c{number}.nii.gz", np.roll(label, 2, axis=0), named)
+    common = {"data": data, "workers": 1, "metrics": ["HD"], "output": tmp_path / "out"}
+    observed = {"part": "training", "observer": data / "labels"}
+    for result in (
+        evaluate(run, **common),
+        evaluate(masks, "tiny", **observed, **common),
+        evaluate(masks, data / "labels", run=run, **common),
+    ):
+        # two voxels of half a millimetre, by the affine that counts
+        assert [row.value for row in result.rows] == [1.0] * 4
+    with pytest.raises(MedsegError, match="E321"):  # nothing says which one counts
+        evaluate(masks, data / "labels", labels="1=ball,2=core", **common)
+
+
 def test_a_data_set_of_objects_is_scored_by_objects(tmp_path):
     (tmp_path / "datasets.yaml").write_text(
         "mine:\n  title: Mine\n  modality: x\n  dims: 2\n  channels: [grey]\n  colour: grey\n  unit: px\n"
