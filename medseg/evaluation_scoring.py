@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from medseg.evaluation_pairs import Pair, Reading
+from medseg.evaluation_probabilities import StoredProbabilities, calibration
 from medseg.tables import ScoreRow
 from medseg.volumes import Geometry, read_label
 
 __all__ = ["Arrays", "CaseScores", "Scoring", "collect_rows", "label_values", "read_arrays", "score_pair"]
-
-BINS = 10  # of the reliability diagram
 
 
 @dataclass(frozen=True)
@@ -149,11 +148,11 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
         MedsegError: a file is refused.
     """
     from medseg.evaluation_missing import measure_missing
-    from medseg.metrics import measure_case
+    from medseg.metrics import measure_case, parse_metrics
 
     arrays = read_arrays(pair, reading, instances=scoring.instances)
-    probabilities = read_probabilities(pair) if pair.probabilities else None
     missing = arrays.prediction is None
+    stored = None if missing or pair.probabilities is None else StoredProbabilities(pair, arrays.reference.shape)
     unit = scoring.unit or arrays.geometry.unit
     facts: dict[str, Any] = {
         "labels": {0: "background", **reading.labels}, "metrics": scoring.metrics, "regions": scoring.regions,
@@ -165,8 +164,9 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
         asked = scoring.stored or not scoring.skip
         result = measure_missing(arrays.reference, objects=arrays.instances[1], probabilities=asked, **facts)
     else:
+        used = any(metric.uses_probabilities for metric, _ in parse_metrics(scoring.metrics))
         result = measure_case(
-            arrays.prediction, arrays.reference, probabilities=probabilities, instances=arrays.instances,
+            arrays.prediction, arrays.reference, probabilities=stored if used else None, instances=arrays.instances,
             skip=scoring.skip, **facts,
         )  # fmt: skip
     rows = [
@@ -181,7 +181,7 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
         )
         for s in result.scores
     ]
-    counts = {} if probabilities is None else calibration_counts(probabilities, arrays.reference, reading, arrays.fov)
+    counts = {} if stored is None else calibration(stored, arrays.reference, reading, arrays.fov)
     return CaseScores(
         pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores},
         _volumes(arrays, reading, unit, scoring.regions), counts,
@@ -220,50 +220,7 @@ def _volumes(
     return volumes
 
 
-def calibration_counts(
-    probabilities: np.ndarray, reference: np.ndarray, reading: Reading, fov: np.ndarray | None
-) -> dict[int, np.ndarray]:
-    """Per label: for each of ten bins of probability the voxels, the sum of their probabilities, and how many are
-    right.
-
-    Voxels with a probability below 0.001 are left out: they are the background far away, and would hide all others.
-    """
-    valid = np.ones(reference.shape, bool) if fov is None else np.asarray(fov) != 0
-    if reading.ignore is not None:
-        valid &= reference != reading.ignore
-    counts = {}
-    for index in reading.labels:
-        row = index if len(probabilities) > index else 0 if len(probabilities) == 1 else None
-        if row is None:
-            continue
-        p = np.asarray(probabilities[row], np.float32)
-        keep = valid & (p >= 0.001)
-        p, right = p[keep], reference[keep] == index
-        place = np.minimum((p * BINS).astype(np.intp), BINS - 1)
-        counts[index] = np.stack([np.bincount(place, w, BINS) for w in (None, p, right)]).astype(np.float64)
-    return counts
-
-
 def label_values(path: Any, reading: Reading) -> list[int]:
     """The values other than 0 that occur in a label image."""
     array = read_label(path, mapping=None, affine=reading.affine).array
     return [int(v) for v in np.unique(array) if v]
-
-
-def read_probabilities(pair: Pair) -> np.ndarray:
-    """The probabilities that `predict --save-probabilities` stored: (K, *spatial) float32.
-
-    Raises:
-        FormatError: they cannot be read.
-    """
-    import zarr
-
-    from medseg.errors import FormatError
-
-    try:
-        stored = zarr.open(str(pair.probabilities), mode="r")
-        return np.asarray(stored[...], np.float32)  # pyright: ignore[reportArgumentType, reportIndexIssue]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(
-            "stored probabilities cannot be read", case=pair.case, file=pair.probabilities, found=error
-        ) from error

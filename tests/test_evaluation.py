@@ -17,7 +17,7 @@ from medseg.errors import CasesFailed, CheckpointError, DataError, GeometryError
 from medseg.evaluation import evaluate, pool_runs
 from medseg.evaluation_pairs import Reading, parse_labels
 from medseg.evaluation_pool import count_workers
-from medseg.evaluation_scoring import calibration_counts
+from medseg.evaluation_probabilities import calibration_counts
 from medseg.evaluation_views import choose_cases
 from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
 from medseg.tables_text import latex_table, markdown_table
@@ -602,6 +602,49 @@ def test_calibration_counts_are_those_of_the_bins():
     assert counts[0].tolist() == [2, 0, 0, 0, 0, 1, 0, 0, 0, 3]
     assert counts[2].tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 3]
     assert counts[1][9] == pytest.approx(2.9)
+
+
+def test_stored_probabilities_are_never_in_memory_all_at_once(tmp_path):
+    import tracemalloc
+
+    import zarr
+
+    from medseg.evaluation_pairs import Pair
+    from medseg.evaluation_scoring import Scoring, score_pair
+    from medseg.inference.outputs import probability_file
+    from medseg.metrics import auc
+
+    classes, shape = 12, (40, 70, 500)
+    random = np.random.default_rng(0)
+    reference = np.zeros(shape, np.uint8)
+    reference[5:20, 5:60, 5:450], reference[20:30, 5:60, 5:450] = 1, 2
+    save(tmp_path / "ref.nii.gz", reference)
+    with probability_file(tmp_path / "p.zarr", shape) as put:
+        for first in range(0, 500, 64):
+            box = (slice(0, 40), slice(0, 70), slice(first, first + 64))
+            share = random.random(reference[box].shape, np.float32)
+            put(box, np.stack([1 - share, *(share * (k == 1) + 0.25 * (k == 2) for k in range(1, classes))]))
+    pair = Pair("a", tmp_path / "ref.nii.gz", tmp_path / "ref.nii.gz", probabilities=tmp_path / "p.zarr")
+    reading = Reading({k: str(k) for k in range(1, classes)})
+    score_pair(pair, reading, Scoring(("Dice",)))  # what is imported does not count
+    tracemalloc.start()
+    found = score_pair(pair, reading, Scoring(("Dice",)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < classes * reference.size * 2  # not even as they are stored, two bytes each
+    # the same numbers as of the whole array at once
+    whole = np.asarray(zarr.open(str(tmp_path / "p.zarr"), mode="r")[...], np.float32)
+    expected = calibration_counts(whole, reference, reading, None)
+    assert found.calibration.keys() == expected.keys()
+    for label, counts in expected.items():
+        assert found.calibration[label] == pytest.approx(counts, rel=1e-9)
+    areas = score_pair(pair, Reading({1: "1", 2: "2"}), Scoring(("AUC",), {"1": (1,), "both": (1, 2)})).rows
+    assert areas[0].value == pytest.approx(auc(whole[1], reference == 1))
+    assert areas[1].value == pytest.approx(auc(whole[1] + whole[2], reference > 0))
+    save(tmp_path / "other.nii.gz", reference[:39])  # another grid than that of the probabilities
+    with pytest.raises(UsageError, match="another shape"):
+        score_pair(Pair("a", tmp_path / "other.nii.gz", tmp_path / "other.nii.gz", probabilities=pair.probabilities),
+                   reading, Scoring(("Dice",)))  # fmt: skip
 
 
 def test_label_texts():

@@ -73,7 +73,7 @@ def measure_case(
     unit: str = "mm",
     fov: np.ndarray | None = None,
     ignore: int | None = None,
-    probabilities: np.ndarray | None = None,
+    probabilities: Any = None,
     regions: Mapping[str, Sequence[int]] | None = None,
     instances: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
     skip: bool = False,
@@ -92,6 +92,7 @@ def measure_case(
         fov: (*spatial), voxels where it is 0 are left out (field of view).
         ignore: value of the reference whose voxels are left out (void).
         probabilities: (K, *spatial), channel k the probability of value k; (1, *spatial) or (*spatial) that of value 1.
+            An array, or what has `shape` (K, *spatial) and reads from a file when it is indexed.
         regions: name -> values, when structures are unions of labels (`{"liver": (1, 2)}`); each label alone when None.
             Regions of which `labels` has no value are left out, and so are the scores that ask for them.
         instances: (of the prediction, of the reference): (*spatial) numbered objects, or None for components.
@@ -265,10 +266,11 @@ def structures_of(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]
     return {name: values for name, values in known.items() if values}
 
 
-def _channels(probabilities: np.ndarray | None, prediction: np.ndarray) -> np.ndarray | None:
+def _channels(probabilities: Any, prediction: np.ndarray) -> Any:
     if probabilities is None:
         return None
-    array = np.asarray(probabilities)
+    in_file = hasattr(probabilities, "shape") and not hasattr(probabilities, "__array__")
+    array = probabilities if in_file else np.asarray(probabilities)
     if array.shape == prediction.shape:
         array = array[None]
     if array.shape[1:] != prediction.shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +126,7 @@ class CaseView:
         valid: np.ndarray | None,
         regions: Mapping[str, Sequence[int]],
         instances: tuple[np.ndarray | None, np.ndarray | None],
-        probabilities: np.ndarray | None,
+        probabilities: Any,
         spacing: tuple[float, ...],
         unit: str,
         patient: str = "",
@@ -151,8 +152,9 @@ class CaseView:
                     "fewer probabilities than labels", field="probabilities",
                     expected=f"a channel for label {max(labels)}", found=f"{len(self._probabilities)} channels",
                 )  # fmt: skip
-            channels = [self._probabilities[label] for label in labels]
-            probability = channels[0] if len(channels) == 1 else np.sum(channels, axis=0)
+            probability = self._probabilities[labels[0]]
+            for label in labels[1:]:  # one after the other: they may lie in a file
+                probability = probability + self._probabilities[label]
         masks = [_mask(image, labels) for image in (self._prediction, self._reference)]
         return RegionView(masks[0], masks[1], self._valid, self.spacing, self.unit, probability, self.patient)
 
