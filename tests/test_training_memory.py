@@ -18,7 +18,7 @@ from medseg import training_memory
 from medseg.cli import main
 from medseg.config import to_yaml
 from medseg.distributed import Group
-from medseg.engine import recompute_activations
+from medseg.engine_recompute import recompute_activations
 from medseg.hardware import Hardware
 from medseg.inference.memory import container_memory
 from medseg.networks import UNet
