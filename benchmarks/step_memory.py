@@ -18,7 +18,8 @@ import torch
 
 from medseg.batches import Batch
 from medseg.config import Pipeline
-from medseg.engine import TrainStep, build_network, recompute_activations
+from medseg.engine import TrainStep, build_network
+from medseg.engine_recompute import recompute_activations
 from medseg.hardware import Hardware, choose_hardware, configured, fast_layout
 from medseg.losses import DistanceWeightedDiceCELoss
 from medseg.training_memory import step_bytes

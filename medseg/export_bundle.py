@@ -179,9 +179,9 @@ def _how_to() -> str:
 
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES --output_dir MASKS
     python -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath configs/schema.json
-    python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json --config_file
-    configs/inference.json python -m monai.bundle ckpt_export network_def --filepath models/model.ts --ckpt_file
-    models/model.pt \\
+    python -m monai.bundle verify_net_in_out network_def \\
+        --meta_file configs/metadata.json --config_file configs/inference.json
+    python -m monai.bundle ckpt_export network_def --filepath models/model.ts --ckpt_file models/model.pt \\
         --meta_file configs/metadata.json --config_file configs/inference.json
     medseg predict . IMAGES -o MASKS
 
