@@ -117,8 +117,9 @@ def read_label(
         ignore: raw value of void voxels.
         mapping: {raw value: index}, {(r, g, b): index} for colour-coded pictures, or "nonzero".
         palette: what a palette picture's values are: "index", "grey" (the palette's grey values) or "auto": grey values
-            when all colours in use are grey and fit `mapping` and `allowed`, else indices. One-bit pictures are 0
-            and 1, or 0 and 255 where only these are expected.
+            where the palette holds greys alone, indices where any of its colours, used or not, is none; what does not
+            fit `mapping` and `allowed` is read the other way. One-bit pictures are 0 and 1, or 0 and 255 where only
+            these are expected.
         affine, case: as `read_image`.
 
     Returns:

@@ -44,11 +44,12 @@ def interpret(
         assert raw.palette is not None
         shown = apply_palette(array, raw.palette)
         if colours is None:
-            if palette == "index" or (shown.ndim > spatial and palette == "auto"):
-                return [(array, mapping)]
-            if shown.ndim > spatial:
+            if palette == "grey" and shown.ndim > spatial:
                 raise _refused("the palette has colours", "E334", path, case, "grey values", "colours")
-            return [(shown, mapping)] if palette == "grey" else [(shown, mapping), (array, mapping)]
+            greys = [(shown, mapping)] if shown.ndim == spatial and palette != "index" else []
+            indices = [(array, mapping)] if palette != "grey" else []
+            # the whole palette decides, used or not: the colours in use may be grey in some files of a set alone
+            return greys + indices if is_grey(raw.palette) else indices + greys
         array = shown
     if array.ndim > spatial and array.shape[-1] in (2, 4):
         if not (array[..., -1] == np.iinfo(array.dtype).max).all():

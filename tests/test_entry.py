@@ -141,6 +141,24 @@ def test_what_label_values_mean(tmp_path, label, labels, encoding, ignore):
     assert check_cases(spec, tmp_path) == []
 
 
+def test_a_class_whose_palette_colour_is_grey_is_one_class_in_all_files(tmp_path):
+    """Index 2 is grey: two files show it beside red, two show it alone."""
+    fill(tmp_path)
+    for i in range(4):
+        index = blob(2)
+        index[10:12] = i // 2
+        picture = Image.fromarray(index).convert("P")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 128, 128, 128])
+        picture.putdata(index.ravel().tolist())
+        picture.save(tmp_path / f"msk/p{i}_x_mask.png")
+    add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert (set(spec.labels), spec.encoding) == ({0, 1, 2}, "index")
+    for case in find_cases(spec, tmp_path):
+        label = load_sample(case, spec)["label"]
+        assert int((label == 2).sum()) == 5 * 7  # the blob
+
+
 def test_numbered_objects_are_instances(tmp_path):
     fill(tmp_path, label=np.arange(16 * 18).reshape(16, 18) % 100)
     add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")

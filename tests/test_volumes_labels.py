@@ -103,6 +103,10 @@ def test_palette_and_one_bit_labels(tmp_path: Path) -> None:
             read_label(file, palette="grey")
     with pytest.raises(UsageError):
         read_label(file, palette="best")
+    # black and grey alone in use, of a palette with colours: indices, as in the other files of the set
+    file = save(tmp_path / "d.png", palette_image(LABEL // 2 * 2, [(0, 0, 0), (128, 0, 0), (128, 128, 128)]))
+    np.testing.assert_array_equal(read_label(file).array[0], LABEL // 2 * 2)
+    np.testing.assert_array_equal(read_label(file, mapping={0: 0, 128: 1}).array[0], LABEL // 2)
     file = save(tmp_path / "c.png", Image.fromarray(LABEL > 0))
     np.testing.assert_array_equal(read_label(file, allowed={0, 1}).array[0], LABEL > 0)
     np.testing.assert_array_equal(read_label(file, mapping={255: 1}).array[0], LABEL > 0)
