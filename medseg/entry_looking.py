@@ -20,6 +20,7 @@ __all__ = ["ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_a
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
 _OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
+_WHITE = {1, 255, 65535}  # what programs write for the foreground of a mask: one, or the largest value of the type
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -38,7 +39,7 @@ class LabelFacts:
     """How stored values become label indices: at most one of `encoding`, `colours` and `instances` says something."""
 
     labels: dict[int, str]
-    encoding: dict[int, int] | None = None
+    encoding: dict[int, int] | str | None = None
     colours: dict[int, list[int]] | None = None
     ignore: int | None = None
     instances: bool = False
@@ -88,7 +89,8 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
 def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> LabelFacts:
     """Read label files and decide what their values mean.
 
-    0 and one other value is background and one structure; 0, 1, 2 ... are classes; 255 beside classes is void; up to 64
+    0 and one other value is background and one structure, also where that is 1 in some files and 255 (or 65535) in
+    others; 0, 1, 2 ... are classes; 255 beside classes is void; up to 64
     other values become classes in their order; more are single objects with numbers. Colours become classes in the
     order of their frequency, black (or the most frequent) first. 0, 1, 2, 3 ..., not as many in each image, may also be
     numbers of objects, which is told unless the labels are `named`.
@@ -138,7 +140,7 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
         found = f"{len(values)} values, {len(colours)} colours"
         fix = "save the labels as PNG or TIFF with one value for each class"
         raise LabelError(kind, code="E334", file=chosen[0].label, expected="a few values", found=found, fix=fix)
-    facts = _from_colours(colours) if colours else _from_values(values)
+    facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0))
     if (
         not named
         and len(facts.labels) > _OBJECTS
@@ -168,7 +170,8 @@ def are_numbered(masks: Sequence[Path], dims: int | None = None) -> bool:
     return False
 
 
-def _from_values(values: Counter[int]) -> LabelFacts:
+def _from_values(values: Counter[int], together: int) -> LabelFacts:
+    """What the values of all files mean; `together` of them that are not 0 stand in one file at most."""
     found = sorted(values)
     others = [value for value in found if value != 0]
     if not others:
@@ -176,6 +179,9 @@ def _from_values(values: Counter[int]) -> LabelFacts:
     if len(others) > _CLASSES:
         note = f"{len(others)} label values: taken as the numbers of single objects"
         return LabelFacts({0: "background", 1: "object"}, instances=True, notes=[note])
+    if 0 in values and together == 1 < len(others) and set(others) <= _WHITE:
+        note = f"labels are masks, of {' in some files and '.join(map(str, others))} in others: taken as one structure"
+        return LabelFacts({0: "background", 1: "structure"}, encoding="nonzero", notes=[note])
     facts = LabelFacts({0: "background"})
     classes = list(others)
     if len(others) > 2 and others[-1] == 255 and others[:-1] == list(range(1, len(others))):

@@ -159,6 +159,30 @@ def test_a_class_whose_palette_colour_is_grey_is_one_class_in_all_files(tmp_path
         assert int((label == 2).sum()) == 5 * 7  # the blob
 
 
+@pytest.mark.parametrize(("low", "type"), [(np.uint8(1), np.uint8), (True, np.uint8), (np.uint8(255), np.uint16)])
+def test_masks_of_1_in_some_files_and_255_in_others_are_one_structure(tmp_path, low, type):
+    fill(tmp_path)
+    for i in (1, 2):
+        Image.fromarray(blob(1).astype(bool) if low is True else blob(low)).save(tmp_path / f"msk/p{i}_x_mask.png")
+    for i in (0, 3):
+        save(tmp_path / f"msk/p{i}_x_mask.png", blob(1).astype(type) * np.iinfo(type).max, type)
+    added = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png", names="1=cell")
+    assert any("taken as one structure" in note for note in added.notes)
+    spec = load_dataset("mine", root=tmp_path)
+    assert spec.labels == {0: "background", 1: "cell"}
+    assert check_cases(spec, tmp_path) == []
+    for case in find_cases(spec, tmp_path):
+        np.testing.assert_array_equal(load_sample(case, spec)["label"][0], blob(1))
+
+
+def test_1_and_255_in_one_file_are_two_classes(tmp_path):
+    label = blob(1)
+    label[10:12] = 255
+    fill(tmp_path, label=label)
+    add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    assert load_dataset("mine", root=tmp_path).encoding == {1: 1, 255: 2}
+
+
 def test_numbered_objects_are_instances(tmp_path):
     fill(tmp_path, label=np.arange(16 * 18).reshape(16, 18) % 100)
     add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
