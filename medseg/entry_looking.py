@@ -90,7 +90,8 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
     """Read label files and decide what their values mean.
 
     0 and one other value is background and one structure, also where that is 1 in some files and 255 (or 65535) in
-    others; 0, 1, 2 ... are classes; 255 beside classes is void; up to 64
+    others; 0, 1, 2 ... are classes; 255 beside two or more is void, unless all are equal steps
+    (85, 170, 255); up to 64
     other values become classes in their order; more are single objects with numbers. Colours become classes in the
     order of their frequency, black (or the most frequent) first. 0, 1, 2, 3 ..., not as many in each image, may also be
     numbers of objects, which is told unless the labels are `named`.
@@ -184,8 +185,10 @@ def _from_values(values: Counter[int], together: int) -> LabelFacts:
         return LabelFacts({0: "background", 1: "structure"}, encoding="nonzero", notes=[note])
     facts = LabelFacts({0: "background"})
     classes = list(others)
-    if len(others) > 2 and others[-1] == 255 and others[:-1] == list(range(1, len(others))):
+    steps = [b - a for a, b in zip([0, *others], others, strict=False)]
+    if len(others) > 2 and others[-1] == 255 and max(steps) - min(steps) > 1:  # 85, 170, 255 are painted greys
         facts.ignore, classes = 255, others[:-1]
+        found.remove(255)
         facts.notes.append("label value 255: taken as void, which counts for nothing")
     if 0 not in values:
         facts.notes.append(f"no voxel is 0: label value {found[0]} is taken as background")

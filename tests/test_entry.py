@@ -36,6 +36,10 @@ def noise(seed, shape=(16, 18)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, shape)
 
 
+def three(first, second, third, *, outside=0) -> np.ndarray:
+    return np.where(blob() > 0, np.where(noise(1) > 128, first, np.where(noise(2) > 128, second, third)), outside)
+
+
 def fill(root: Path, *, label=None, count=4) -> Path:
     for i in range(count):
         save(root / f"img/p{i}_x.png", noise(i))
@@ -129,7 +133,10 @@ def test_pictures_with_masks(tmp_path):
         (blob(7), {0, 1}, {7: 1}, None),
         (np.where(noise(1) > 128, 1, 2) * (blob() > 0), {0, 1, 2}, "index", None),
         (np.where(noise(1) > 128, 85, 170) * (blob() > 0), {0, 1, 2}, {85: 1, 170: 2}, None),
-        (np.where(noise(1) > 128, 1, np.where(noise(2) > 128, 2, 255)) * (blob() > 0), {0, 1, 2}, "index", 255),
+        (three(1, 2, 255), {0, 1, 2}, "index", 255),
+        (three(1, 5, 255), {0, 1, 2}, {1: 1, 5: 2}, 255),
+        (three(85, 170, 255), {0, 1, 2, 3}, {85: 1, 170: 2, 255: 3}, None),
+        (three(1, 2, 255, outside=1), {0, 1}, {1: 0, 2: 1}, 255),
         (np.where(blob() > 0, 2, 1), {0, 1}, {1: 0, 2: 1}, None),
     ],
 )
@@ -138,6 +145,7 @@ def test_what_label_values_mean(tmp_path, label, labels, encoding, ignore):
     add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
     spec = load_dataset("mine", root=tmp_path)
     assert (set(spec.labels), spec.encoding, spec.ignore) == (labels, encoding, ignore)
+    assert check_cases(spec, tmp_path) == []
     assert check_cases(spec, tmp_path) == []
 
 
