@@ -145,8 +145,9 @@ def describe_files(
     facts |= {"dims": seen.dims, "unit": "px" if seen.dims == 2 else "mm", "colour": seen.colour}
     facts["channels"] = told.get("channels") or _channel_names(seen.channels, seen.colour)
     facts["labels"] = _named(told.get("labels") or known.labels, names)
-    if known.encoding == "nonzero" and len(facts["labels"]) > 2:
-        known.encoding = None  # dataset.json tells of several structures: 1 and 255 are not one of them
+    listed = told.get("labels", ())
+    if len(listed) > 2 or set(known.encoding or ()) <= set(listed):
+        known.encoding = None  # dataset.json's numbers are the stored ones, also where some do not occur
     for key in ("encoding", "colours", "ignore"):
         if facts.get(key) is None and (value := getattr(known, key)) is not None:
             facts[key] = value

@@ -355,6 +355,24 @@ def test_an_nnunet_folder_of_colour_pictures(tmp_path, grey):
     assert (problem.code, problem.found) == ("E120", "D{x}")
 
 
+def test_a_class_that_no_label_shows_moves_no_other(tmp_path):
+    home = fill(tmp_path, label=three(1, 3, 3)) / "Dataset001_x"
+    for i in range(4):
+        for old, new in (
+            (f"img/p{i}_x.png", f"imagesTr/p{i}_0000.png"),
+            (f"msk/p{i}_x_mask.png", f"labelsTr/p{i}.png"),
+        ):
+            (home / new).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / old).rename(home / new)
+    table = {"channel_names": {"0": "grey"}, "file_ending": ".png", "numTraining": 4}
+    table["labels"] = {"background": 0, "a": 1, "b": 2, "c": 3}
+    (home / "dataset.json").write_text(json.dumps(table))
+    add_dataset("mine", tmp_path, folder="Dataset001_x")
+    spec = load_dataset("mine", root=tmp_path)
+    for case in find_cases(spec, tmp_path):
+        np.testing.assert_array_equal(load_sample(case, spec)["label"][0], three(1, 3, 3))
+
+
 def test_an_msd_folder_that_tells_other_channels_than_its_files_have(scans):
     file = scans / "T/dataset.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "modality": {"0": "T1", "1": "T2"}}))
