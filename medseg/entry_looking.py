@@ -109,6 +109,8 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
     values: Counter[int] = Counter()
     colours: Counter[tuple[int, ...]] = Counter()
     numbers: set[int] = set()  # how many values a label has
+    grey: list[Case] = []  # those with values
+    most = (0, Path())  # colours in a file, and which
     problems: list[MedsegError] = []
     for case in chosen:
         assert case.label is not None
@@ -118,14 +120,13 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
             if error.code != "E334":
                 problems += error.problems
                 continue
-            pixels = read_image(case.label, dims=dims, colour="rgb", case=case.id).array.reshape(3, -1)
-            found, counts = np.unique(pixels, axis=1, return_counts=True)
-            shown = {tuple(map(int, c)): int(n) for c, n in zip(found.T, counts, strict=True)}
+            shown = _colours_of(case, dims)
             try:  # with a table of its own colours, as `data check` will read it: that refuses transparency
                 read_label(case.label, dims=dims, mapping=dict.fromkeys(shown, 0), case=case.id)
             except MedsegError as error:
                 problems += error.problems
             colours.update(shown)
+            most = max(most, (len(shown), case.label))
             continue
         except MedsegError as error:
             problems += error.problems
@@ -133,14 +134,26 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
         found, counts = np.unique(volume.array, return_counts=True)
         numbers.add(len(found[found != 0]))
         values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
+        grey.append(case)
     if problems:
         raise collect(problems)
-    lossy = full_suffix(chosen[0].label or "") in (".jpg", ".jpeg") and (len(values) > 2 or len(colours) > 2)
-    if lossy or (colours and (values or len(colours) > _CLASSES)):
-        kind = "JPEG blurs label values" if lossy else "labels are partly colours, or have too many of them"
-        found = f"{len(values)} values, {len(colours)} colours"
-        fix = "save the labels as PNG or TIFF with one value for each class"
+    fix = "save the labels as PNG or TIFF with one value for each class"
+    if full_suffix(chosen[0].label or "") in (".jpg", ".jpeg") and (len(values) > 2 or len(colours) > 2):
+        found, kind = f"{len(values)} values, {len(colours)} colours", "JPEG blurs label values"
         raise LabelError(kind, code="E334", file=chosen[0].label, expected="a few values", found=found, fix=fix)
+    known = {*colours, (0, 0, 0), (255, 255, 255)}
+    for case in grey if colours else ():  # colours that happen to be grey, such as the black of a case without objects
+        assert case.label is not None
+        shown = _colours_of(case, dims)
+        if read_geometry(case.label)[1] == 1 and (strange := sorted({colour[0] for colour in shown.keys() - known})):
+            found, kind = f"grey values {strange[:5]}", "a label of values where others are colours"
+            raise LabelError(kind, code="E334", file=case.label, expected="colours", found=found, fix=fix)
+        colours.update(shown)
+        most = max(most, (len(shown), case.label))
+    if len(colours) > _CLASSES:
+        found, kind = f"{len(colours)}; {most[0]} in this file", "labels have too many colours"
+        expected = f"at most {_CLASSES} colours"
+        raise LabelError(kind, code="E334", file=most[1], expected=expected, found=found, fix=fix)
     facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0))
     if (
         not named
@@ -201,6 +214,14 @@ def _from_values(values: Counter[int], together: int) -> LabelFacts:
     plain = len(classes) == 1
     facts.labels |= {i: "structure" if plain else f"label {value}" for i, value in enumerate(classes, start=1)}
     return facts
+
+
+def _colours_of(case: Case, dims: int) -> dict[tuple[int, ...], int]:
+    """The colours of a label, and how many pixels have each."""
+    assert case.label is not None
+    pixels = read_image(case.label, dims=dims, colour="rgb", case=case.id).array.reshape(3, -1)
+    found, counts = np.unique(pixels, axis=1, return_counts=True)
+    return {tuple(map(int, c)): int(n) for c, n in zip(found.T, counts, strict=True)}
 
 
 def _from_colours(colours: Counter[tuple[int, ...]]) -> LabelFacts:

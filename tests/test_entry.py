@@ -264,6 +264,36 @@ def test_coloured_labels(tmp_path):
     assert [int(label[0, 0]), int(label[5, 0]), int(label[9, 0])] == [1, 2, 0]
 
 
+def painted(colour, shape=(16, 18)) -> np.ndarray:
+    return (blob(1)[..., None] * np.array(colour)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("empty", [painted((0, 0, 0)), blob(0)])
+def test_coloured_labels_some_of_which_show_no_colour(tmp_path, empty):
+    """Red in two files, grey alone in one, nothing in the first."""
+    fill(tmp_path)
+    for i, label in enumerate((empty, painted((255, 0, 0)), painted((90, 90, 90)), painted((255, 0, 0)))):
+        save(tmp_path / f"msk/p{i}_x_mask.png", label)
+    add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert spec.colours == {0: (0, 0, 0), 1: (255, 0, 0), 2: (90, 90, 90)}
+    shown = [set(load_sample(case, spec)["label"].unique().tolist()) for case in find_cases(spec, tmp_path)]
+    assert shown == [{0}, {0, 1}, {0, 2}, {0, 1}]
+    assert check_cases(spec, tmp_path) == []
+
+
+def test_values_beside_colours_are_refused_by_name(tmp_path):
+    fill(tmp_path, label=painted((255, 0, 0)))
+    save(tmp_path / "msk/p2_x_mask.png", blob(1))
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert problem.code == "E334"
+    assert str(problem.file).endswith("p2_x_mask.png")
+    many = np.stack([np.arange(288).reshape(16, 18) % 256, *np.zeros((2, 16, 18))], -1)
+    save(tmp_path / "msk/p2_x_mask.png", many)
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert str(problem.file).endswith("p2_x_mask.png")
+
+
 def test_grey_pictures_saved_in_colour_are_grey(tmp_path):
     fill(tmp_path)
     for i in range(4):
