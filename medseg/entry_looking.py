@@ -258,10 +258,12 @@ def _describe(seen: list, some: list[Case], facts: ImageFacts) -> list[str]:
     if facts.dims == 3:
         spacing = np.array([geometry.spacing for _, geometry, _, _ in seen])
         notes.append(f"voxels of {_range(spacing.min(axis=0).round(3), spacing.max(axis=0).round(3))} mm")
-    levels = []
+    levels, told = [], Counter[str]()
     for case in some:
         image = read_image(case.images[0], channels=facts.channels if len(case.images) == 1 else 1, colour=facts.colour)
         levels.append(np.percentile(image.array, (1, 99)))
+        told.update(image.notes)
+    notes += [f"{note} ({count} of {counted(len(some), 'image')} read whole)" for note, count in told.items()]
     notes.append("intensities: 1 % below {:g}, 1 % above {:g} (medians)".format(*np.median(levels, axis=0)))
     return notes
 

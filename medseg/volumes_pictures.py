@@ -38,12 +38,14 @@ class Picture(NamedTuple):
         palette: (n, 3) uint8 colours of the indices, or None.
         format: "png", "jpeg" or "gif".
         bits: per value, as stored.
+        orientation: of the EXIF tag, 1 where there is none; the array is as stored, not turned.
     """
 
     array: np.ndarray
     palette: np.ndarray | None
     format: str
     bits: int
+    orientation: int = 1
 
 
 def sniff_picture(start: bytes) -> str | None:
@@ -121,6 +123,7 @@ def _decode(data: bytes, format: str, path: Path, case: str | None) -> Picture:
                 "an animation", code="E310", case=case, file=path, expected="1 frame", found=found, fix=fix
             )
         image.load()
+        turned = _orientation(image)
     palette = None
     if image.mode in ("P", "PA"):
         if image.mode == "PA":
@@ -138,7 +141,14 @@ def _decode(data: bytes, format: str, path: Path, case: str | None) -> Picture:
     if format == "png" and image.mode == "L" and data[24] in (2, 4):  # Pillow stretches them to 0 .. 255
         bits = data[24]
         array = array // np.uint8(255 // ((1 << bits) - 1))
-    return Picture(array, palette, format, bits)
+    return Picture(array, palette, format, bits, turned)
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(274, 1))
+    except Exception:  # the metadata may be damaged where the picture is sound
+        return 1
 
 
 def _size(data: bytes, format: str, path: Path, case: str | None) -> tuple[int, int]:

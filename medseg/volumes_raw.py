@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def read_raw(
     if format == "tiff":
         from medseg.volumes_tiff import read_tiff
 
-        return read_tiff(path, dims=dims, case=case)
+        raw = read_tiff(path, dims=dims, case=case)
+        return replace(raw, notes=(*raw.notes, *_turned(raw.header["orientation"], exact)))
     if format == "dicom":
         from medseg.volumes_dicom import read_series
 
@@ -45,8 +47,18 @@ def read_raw(
     picture = read_picture(path, format, case=case)
     shape = picture.array.shape[:2]
     kind = "palette" if picture.palette is not None else "colour" if picture.array.ndim == 3 else "grey"
-    header = {"bits": picture.bits}
-    return Raw(picture.array, Geometry.of(shape), format, header, kind, picture.palette, picture.bits)
+    header, notes = {"bits": picture.bits}, _turned(picture.orientation, exact)
+    return Raw(picture.array, Geometry.of(shape), format, header, kind, picture.palette, picture.bits, notes)
+
+
+def _turned(orientation: int, label: bool) -> tuple[str, ...]:
+    """A note on an image that viewers show turned or mirrored; predictions are written on the grid that is stored."""
+    if label or orientation not in range(2, 9):
+        return ()
+    return (
+        f"E319: orientation tag {orientation} is not applied, and viewers show the image turned or mirrored: if its "
+        "label was drawn so, save the image as it is shown (Pillow: ImageOps.exif_transpose)",
+    )
 
 
 def read_raw_header(

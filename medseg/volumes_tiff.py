@@ -56,10 +56,11 @@ def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -
         if first.colormap is not None:
             palette = (np.asarray(first.colormap) >> 8).astype(np.uint8).T
         bits = int(first.bitspersample)
+        orientation = int(first.tags.valueof(274, 1))
     if len(shape) > 2:  # (page, row, column[, band]) -> (column, row, page[, band]), so that slices are the last axis
         array = array.transpose(2, 1, 0, *range(3, array.ndim))
     kind = "palette" if palette is not None else "colour" if bands > 1 else "grey"
-    return Raw(array, Geometry.of(shape), "tiff", {"bits": bits}, kind, palette, bits)
+    return Raw(array, Geometry.of(shape), "tiff", {"bits": bits, "orientation": orientation}, kind, palette, bits)
 
 
 def read_tiff_header(path: Path) -> tuple[Geometry, int, np.dtype]:

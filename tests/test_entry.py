@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tiny import NNUNET_COLOURS
 
-from medseg.checking import check_cases
+from medseg.checking import check_cases, check_dataset
 from medseg.config import load_dataset
 from medseg.data import find_cases, load_sample
 from medseg.entry import add_dataset
@@ -292,6 +292,19 @@ def test_values_beside_colours_are_refused_by_name(tmp_path):
     save(tmp_path / "msk/p2_x_mask.png", many)
     (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
     assert str(problem.file).endswith("p2_x_mask.png")
+
+
+def test_an_orientation_tag_is_told_when_adding_and_checking(tmp_path):
+    fill(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(noise(2).astype(np.uint8)).save(tmp_path / "img/p2_x.png", exif=exif)
+    added = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
+    (note,) = (note for note in added.notes if note.startswith("E319"))
+    assert "orientation tag 6 is not applied" in note
+    assert "1 of 4 images" in note
+    warnings = check_dataset(load_dataset("mine", root=tmp_path), tmp_path).warnings
+    assert [(warning.code, warning.case) for warning in warnings] == [("E319", "p2_x")]
 
 
 def test_grey_pictures_saved_in_colour_are_grey(tmp_path):

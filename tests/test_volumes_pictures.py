@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from medseg.errors import DataError, FormatError, UsageError
-from medseg.volumes import read_geometry, read_image, read_window
+from medseg.volumes import read_geometry, read_image, read_label, read_window
 
 GREY = corpus.image((23, 31), np.uint8, seed=1)
 LABEL = (np.arange(12).reshape(3, 4) % 3).astype(np.uint8)
@@ -234,3 +234,17 @@ def test_directories_that_loop_and_tiles_that_are_huge_are_refused_at_once(tmp_p
     with pytest.raises(FormatError) as caught:
         read_image(tmp_path / "b.tif")
     assert caught.value.code == "E305"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("tag", [1, 6])
+def test_an_orientation_tag_is_told_and_not_applied(tmp_path: Path, suffix: str, tag: int) -> None:
+    picture = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    exif = Image.Exif()
+    exif[274] = tag
+    picture.save(tmp_path / f"a{suffix}", exif=exif)
+    image = read_image(tmp_path / f"a{suffix}")
+    assert image.array.shape == (1, 3, 4)
+    assert [note[:4] for note in image.notes] == ["E319"] * (tag == 6)
+    if suffix != ".jpg":
+        assert read_label(tmp_path / f"a{suffix}").notes == ()
