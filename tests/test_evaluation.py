@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from medseg.cli import main
+from medseg.entry import add_dataset
 from medseg.errors import CasesFailed, CheckpointError, DataError, GeometryError, LabelError, MedsegError, UsageError
 from medseg.evaluation import evaluate, pool_runs
 from medseg.evaluation_pairs import Reading, parse_labels
 from medseg.evaluation_pool import count_workers
 from medseg.evaluation_probabilities import calibration_counts
 from medseg.evaluation_views import choose_cases
+from medseg.files import safe_stem
 from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
 from medseg.tables_text import latex_table, markdown_table
 from medseg.views import read_views
@@ -459,6 +461,22 @@ def test_the_affine_that_a_data_set_names_counts_in_evaluation(tmp_path, runs, a
         assert [row.value for row in result.rows] == [1.0] * 4
     with pytest.raises(MedsegError, match="E321"):  # nothing says which one counts
         evaluate(masks, data / "labels", labels="1=ball,2=core", **common)
+
+
+def test_ids_that_are_no_names_of_files_find_their_predictions(tmp_path):
+    names = {"p1/a": "p1_a-", "p1\\b": "p1_b-"}
+    table = ["id,image,label"]
+    for number, (case, start) in enumerate(names.items()):
+        save(tmp_path / f"im/{number}.nii.gz", cube() * 3 + 1)
+        save(tmp_path / f"la/{number}.nii.gz", cube())
+        stem = safe_stem(case)
+        assert stem.startswith(start)
+        save(tmp_path / "pred" / f"{stem}.nii.gz", cube())
+        table.append(f"{case},im/{number}.nii.gz,la/{number}.nii.gz")
+    (tmp_path / "cases.csv").write_text("\n".join(table))
+    add_dataset("mine", tmp_path, csv=str(tmp_path / "cases.csv"))
+    result = evaluate(tmp_path / "pred", "mine", data=tmp_path, part="training", workers=1, metrics=["Dice"])
+    assert {row.case: row.value for row in result.rows} == dict.fromkeys(names, 1)
 
 
 def test_a_data_set_of_objects_is_scored_by_objects(tmp_path):
