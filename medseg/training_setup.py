@@ -26,6 +26,7 @@ from medseg.engine_replicas import choose_replicas
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, fast_layout
 from medseg.patches import PatchReader
+from medseg.training_intensity import intensity_notices
 from medseg.training_patch import patch_notices
 
 __all__ = ["Prepared", "build_step", "choose_split", "prepare"]
@@ -154,6 +155,7 @@ def prepare(
         world=group.world,
     )
     notices += patch_notices(network, maker.reader, training, augmentation)
+    notices += intensity_notices(pipeline.preprocess, [known[name] for name in split["training"]], spec)
     validation = {name: stored[name] for name in split["validation"]}
     prepared = Prepared(
         pipeline, spec, hardware, group, {name: known[name] for name in names}, training, validation, channels, network,

@@ -20,13 +20,15 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from tiny import tiny_pipeline, write_cases
 
 from medseg import engine_session, engine_validation, handlers, training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
-from medseg.config import to_yaml
-from medseg.data import find_cases, load_sample
+from medseg.component import Component
+from medseg.config import DatasetSpec, to_yaml
+from medseg.data import Case, find_cases, load_sample
 from medseg.engine import TrainStep
 from medseg.engine_budget import Progress
 from medseg.engine_validation import Validator
@@ -34,6 +36,7 @@ from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceErro
 from medseg.handlers_signals import Signals
 from medseg.run import RunFolder
 from medseg.training import find_learning_rate, train
+from medseg.training_intensity import intensity_notices
 from medseg.training_plan import Plan
 from medseg.training_rate import suggest
 from medseg.training_threshold import CANDIDATES
@@ -644,6 +647,50 @@ def test_a_patch_larger_than_the_cases_is_told(place, patch, padding, told):
         assert "median size 16 x 20 x 12" in lines[0]
         again = run(place, tiny_pipeline(epochs=1, batch=1, patch=fitting, network=network))
         assert "beyond the images" not in (again / "provenance.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "told"),
+    [
+        (
+            np.linspace(0, 1, 101),
+            (0, 255, False),
+            "fill only 0.38 % of 0 to 255",
+        ),  # percentiles 0.01 and 0.99: 0.98 / 255
+        (
+            np.where(np.arange(1000) < 970, 5000, 100),
+            (0, 255, True),
+            "97 % of the images lie above a_max 255 and become",
+        ),
+        (np.where(np.arange(1000) < 970, 5000, 100), (0, 255, False), "97 % of the images lie above a_max 255 (1 %"),
+        (np.where(np.arange(1000) < 700, -1000, 40), (-160, 240, True), None),  # CT: seven tenths air
+        (np.arange(1000) % 256, (0, 255, True), None),
+    ],
+)
+def test_a_range_of_intensities_that_does_not_suit_the_images_is_told(tmp_path, values, limits, told):
+    tifffile.imwrite(tmp_path / "a.tif", np.asarray(values, np.float32)[None])
+    cases = [Case("a", (tmp_path / "a.tif",))]
+    spec = DatasetSpec.from_dict(
+        {"name": "x", "title": "x", "modality": "x", "dims": 2, "channels": ["grey"], "unit": "px", "colour": "grey"}
+        | {"labels": {0: "background", 1: "a"}, "files": [{"training": {"image": "{id}.tif", "label": "{id}.png"}}]}
+    )
+    scale = Component("ScaleIntensityRanged", dict(zip(("a_min", "a_max", "clip"), limits, strict=True)))
+    notices = intensity_notices([Component("Spacingd", {"pixdim": [2, 2]}), scale], cases, spec)
+    assert len(notices) == (told is not None)
+    if told:
+        assert told in notices[0]
+    assert intensity_notices([Component("NormalizeIntensityd"), scale], cases, spec) == []
+
+
+def test_a_run_tells_of_such_a_range_and_the_key_that_it_names_mends_it(place):
+    scale = {"a_min": 1e6, "a_max": 2e6, "b_min": -1.0, "b_max": 1.0, "clip": True}
+    pipeline = tiny_pipeline(epochs=1, preprocess=[{"ScaleIntensityRanged": scale}])
+    told = json.loads((run(place, pipeline) / "provenance.json").read_text())["notices"]
+    (line,) = (line for line in told if "preprocess.ScaleIntensityRanged.a_min" in line)
+    assert "100 % of the images lie below a_min 1e+06" in line
+    limits = [f"preprocess.ScaleIntensityRanged.{key}={value}" for key, value in (("a_min", -1), ("a_max", 4))]
+    told = json.loads((run(place, pipeline, overrides=limits) / "provenance.json").read_text())["notices"]
+    assert not [line for line in told if "ScaleIntensityRanged" in line]
 
 
 def test_windows_of_validation_are_bounded(place, monkeypatch):
