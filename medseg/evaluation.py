@@ -243,6 +243,7 @@ def _summarise(
         {"case": r.case, "label": label, "prediction": p, "reference": v, "unit": unit}
         for r in results for label, (p, v, unit) in r.volumes.items()
     ]  # fmt: skip
+    notes += _numbered_differently(volumes) if reading.spec is None else []
     return {
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
         "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,
@@ -256,6 +257,18 @@ def _summarise(
         "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
         "volumes": volumes, "calibration": calibration_entries(results, reading.labels), "notes": notes,
     }  # fmt: skip
+
+
+def _numbered_differently(volumes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A note where one label is in references alone and another in predictions alone: their numbers may differ."""
+    sides = [{v["label"] for v in volumes if v[side]} for side in ("reference", "prediction")]
+    referred, predicted = sorted(sides[0] - sides[1]), sorted(sides[1] - sides[0])
+    if not referred or not predicted:
+        return []
+    return [
+        f"No prediction has {', '.join(referred)}, no reference {', '.join(predicted)}: the two may be numbered "
+        "differently. A model's masks are numbered by its data set: give --run RUN, or the set's name as reference."
+    ]
 
 
 def _bootstrap(groups: Mapping[str, str], seed: int) -> dict[str, Any]:

@@ -217,7 +217,10 @@ def _number(key: object) -> bool:
 
 def _not_allowed(strange: dict, permitted: list, path: Path | None, case: str | None) -> LabelError:
     expected = ", ".join(map(str, permitted[:20])) + (", ..." if len(permitted) > 20 else "")
-    fix = "name it as a label (evaluate: --labels 1=liver,2=tumour), or map it in datasets.yaml (encoding, ignore)"
+    fix = (
+        "evaluate a model's masks, numbered by its data set, with --run RUN or the set's name as reference; else name "
+        "the value as a label (evaluate: --labels 1=liver,2=tumour), or map it in datasets.yaml (encoding, ignore)"
+    )
     return _refused("label values are not in the list", "E332", path, case, expected, _table_text(strange), fix)
 
 

@@ -282,6 +282,22 @@ def test_the_encoding_of_a_runs_data_set_holds_for_its_references(tmp_path):
         assert any("read as the run's data set stores" in n for n in result.summary["notes"]) == (name == "stored")
 
 
+def test_labels_that_are_numbered_differently_are_told(tmp_path):
+    """References of 1 and 5 against a model's 1 and 2: refused with the way out, and told where labels are named."""
+    squares(tmp_path / "ref", 1, 5)
+    squares(tmp_path / "pred", 1, 2)
+    with pytest.raises(LabelError, match="--run RUN or the set's name"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", workers=1)
+    named = evaluate(tmp_path / "pred", tmp_path / "ref", labels="1=a,2=b,5=c", workers=1)
+    (note,) = (note for note in named.summary["notes"] if "numbered differently" in note)
+    assert note.startswith("No prediction has c, no reference b")
+    for values, labels in (((1, 1), "1=a,5=c"), ((1, 5), "1=a,2=b,5=c")):  # a missed label alone, and none
+        shutil.rmtree(tmp_path / "pred")
+        squares(tmp_path / "pred", *values)
+        sound = evaluate(tmp_path / "pred", tmp_path / "ref", labels=labels, workers=1)
+        assert not any("numbered differently" in note for note in sound.summary["notes"])
+
+
 def test_objects_by_number(tmp_path):
     reference = np.zeros((20, 30), np.uint16)
     reference[2:8, 2:8], reference[2:8, 8:14], reference[12:18, 4:10] = 1, 2, 3  # two of them touch
