@@ -84,11 +84,8 @@ def _pattern_case(
         instances = sorted((root / text for text in glob.glob(pattern, root_dir=root)), key=natural_key)
         instances = [p for p in (stay_inside(path, root, spec, problems, name) for path in instances) if p is not None]
         if not instances and needed:
-            problems.append(
-                DataError(
-                    "no instance mask for an image", code="E350", case=name, file=root / _fill(files.instances, values)
-                )
-            )
+            place, fix = root / _fill(files.instances, values), "add its masks; for no objects, one mask that is all 0"
+            problems.append(DataError("no instance mask for an image", code="E350", case=name, file=place, fix=fix))
     elif (single := one(files.instances, "instance label", needed=needed)) is not None:
         instances = [single]
     return Case(

@@ -58,10 +58,11 @@ def read_instances(case: Case, spec: DatasetSpec, image: Volume | Geometry | Non
     """Instances (1, *spatial) int32, 0 = background, from one index image or one mask for each instance.
 
     Masks are numbered 1, 2, ... in natural order of their files' names. A voxel that several masks claim goes to the
-    smallest of them (ties: to the later name), so that no nucleus vanishes under a larger one.
+    smallest of them (ties: to the later name), so that no nucleus vanishes under a larger one. One mask alone that is
+    all 0 says that the image shows no object.
 
     Raises:
-        DataError: see `load_sample`; LabelError E336, a mask without a voxel.
+        DataError: see `load_sample`; LabelError E336, a mask without a voxel among others.
     """
     if len(case.instances) == 1 and not is_single_mask(spec):
         volume = read_label(case.instances[0], dims=spec.dims, affine=spec.affine, palette="index", case=case.id)
@@ -81,6 +82,8 @@ def read_instances(case: Case, spec: DatasetSpec, image: Volume | Geometry | Non
             continue
         shape = volume.array.shape
         box = _bounding_box(volume.array[0])
+        if box is None and len(case.instances) == 1:  # an image without objects; an empty folder may be a forgotten one
+            return np.zeros(shape, np.int32), list(volume.notes)
         if box is None:
             fix = "remove the file"
             problems.append(

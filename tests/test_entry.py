@@ -326,6 +326,25 @@ def test_folders_of_instance_masks(tmp_path):
     assert load_sample(find_cases(spec, tmp_path)[0], spec)["instances"].unique().tolist() == [0, 1, 2]
 
 
+def test_an_image_without_objects_in_a_folder_of_masks(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"s/c{i}/images/c{i}.png", noise(i))
+        save(tmp_path / f"s/c{i}/masks/1.png", blob() * (i > 0))
+    save(tmp_path / "s/c2/masks/2.png", blob()[::-1])
+    add_dataset("mine", tmp_path, images="s/*/images/*.png", instances="s/*/masks/*.png")
+    spec = load_dataset("mine", root=tmp_path)
+    assert check_cases(spec, tmp_path) == []
+    sample = load_sample(find_cases(spec, tmp_path)[0], spec)
+    assert (int(sample["instances"].max()), int(sample["label"].max())) == (0, 0)
+    (tmp_path / "s/c0/masks/1.png").unlink()
+    (problem,) = check_cases(spec, tmp_path)
+    assert problem.code == "E350"
+    assert "one mask that is all 0" in str(problem.fix)
+    save(tmp_path / "s/c0/masks/1.png", blob(0))
+    save(tmp_path / "s/c2/masks/2.png", blob(0))  # beside another mask it is a mistake, as before
+    assert [(problem.code, problem.case) for problem in check_cases(spec, tmp_path)] == [("E336", "c2")]
+
+
 @pytest.fixture
 def scans(tmp_path) -> Path:
     """An MSD folder with two cases."""
