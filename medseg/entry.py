@@ -20,7 +20,7 @@ from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
 from medseg.entry_looking import are_numbered, look_at_images, look_at_labels
 from medseg.entry_pairing import instance_pattern, no_signs, pair_patterns
-from medseg.errors import ConfigError, UsageError, collect, counted
+from medseg.errors import ConfigError, DataError, UsageError, collect, counted
 from medseg.files import write_text
 from medseg.volumes import natural_key
 
@@ -142,6 +142,10 @@ def describe_files(
     if known.instances and layout.training is not None and layout.training.label is not None:
         files = layout.training.model_dump(exclude_none=True)
         facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]
+    elif known.instances and labelled[0].label is not None:  # an entry with these would be refused by everything
+        fix = "name the column instances" if csv is not None else "describe them with --images and --instances"
+        message = "labels that hold the numbers of single objects"
+        raise DataError(message, code="E332", file=labelled[0].label, expected="classes", found=known.notes[0], fix=fix)
     facts |= {"dims": seen.dims, "unit": "px" if seen.dims == 2 else "mm", "colour": seen.colour}
     facts["channels"] = told.get("channels") or _channel_names(seen.channels, seen.colour)
     facts["labels"] = _named(told.get("labels") or known.labels, names)

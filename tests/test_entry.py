@@ -345,6 +345,18 @@ def test_an_image_without_objects_in_a_folder_of_masks(tmp_path):
     assert [(problem.code, problem.case) for problem in check_cases(spec, tmp_path)] == [("E336", "c2")]
 
 
+def test_a_table_of_numbered_objects_needs_the_column_instances(tmp_path):
+    fill(tmp_path, label=np.arange(288).reshape(16, 18) % 101)
+    rows = "".join(f"img/p{i}_x.png,msk/p{i}_x_mask.png\n" for i in range(4))
+    (tmp_path / "cases.csv").write_text("image,label\n" + rows)
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, csv=tmp_path / "cases.csv"), 3)
+    assert problem.fix == "name the column instances"
+    assert not (tmp_path / "datasets.yaml").exists()
+    (tmp_path / "cases.csv").write_text("image,instances\n" + rows)
+    add_dataset("mine", tmp_path, csv=tmp_path / "cases.csv")
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+
+
 @pytest.fixture
 def scans(tmp_path) -> Path:
     """An MSD folder with two cases."""
