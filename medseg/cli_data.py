@@ -142,7 +142,7 @@ def data_add(
         Path | None, typer.Option(help="A table with columns image, label and perhaps id, group, split.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case's id.")] = None,
-    names: Annotated[str | None, typer.Option(help="Names of the labels: 1=liver,2=tumour.")] = None,
+    names: Annotated[str | None, typer.Option(help="Names of the values in the files: 1=liver,2=tumour.")] = None,
     links: Annotated[
         bool, typer.Option("--links", help="Links may lead out of the data folder; written into the entry.")
     ] = False,

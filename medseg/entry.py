@@ -64,7 +64,8 @@ def add_dataset(
         folder: instead of patterns: a folder with a Medical Segmentation Decathlon or nnU-Net dataset.json.
         csv: instead of patterns: a table with the columns image and label, perhaps id, instances, fov, group, split.
         group: regular expression that finds the patient in a case's id.
-        names: names of the labels, `{1: "liver"}` or `"1=liver,2=tumour"`.
+        names: names of the labels, `{1: "liver"}` or `"1=liver,2=tumour"`, by the values that the files hold (of
+            colours: by their indices); 1 is the one structure of masks too.
         links: links may lead out of the root, here and in the entry.
 
     Raises:
@@ -148,7 +149,7 @@ def describe_files(
         raise DataError(message, code="E332", file=labelled[0].label, expected="classes", found=known.notes[0], fix=fix)
     facts |= {"dims": seen.dims, "unit": "px" if seen.dims == 2 else "mm", "colour": seen.colour}
     facts["channels"] = told.get("channels") or _channel_names(seen.channels, seen.colour)
-    facts["labels"] = _named(told.get("labels") or known.labels, names)
+    facts["labels"] = _named(told.get("labels") or known.labels, known.encoding, names)
     listed = told.get("labels", ())
     if len(listed) > 2 or set(known.encoding or ()) <= set(listed):
         known.encoding = None  # dataset.json's numbers are the stored ones, also where some do not occur
@@ -257,13 +258,18 @@ def _channel_names(count: int, colour: str | None) -> list[str]:
     return ["grey" if colour else "image"] if count == 1 else [f"channel {i}" for i in range(1, count + 1)]
 
 
-def _named(labels: Mapping[int, str], names: str | Mapping[int, str] | None) -> dict[int, str]:
+def _named(labels: Mapping[int, str], encoding: Any, names: str | Mapping[int, str] | None) -> dict[int, str]:
+    stored = {index: index for index in labels}
+    if isinstance(encoding, dict):  # the user knows what the files hold, not what becomes of it
+        stored = {**({} if 0 in encoding.values() else {0: 0}), **encoding}
+        if len(labels) == 2:
+            stored.setdefault(1, 1)
     if isinstance(names, str):
         pairs = [part.partition("=") for part in names.split(",")]
         if not all(key.strip().isdecimal() and text.strip() for key, _, text in pairs):
             raise UsageError("not names of labels", field="--names", expected="1=liver,2=tumour", found=names)
         names = {int(key): text.strip() for key, _, text in pairs}
-    if unknown := sorted(set(names or {}) - set(labels)):
-        expected = ", ".join(map(str, labels))
+    if unknown := sorted(set(names or {}) - set(stored)):
+        expected = ", ".join(map(str, stored))
         raise UsageError("names of labels that do not occur", field="--names", expected=expected, found=unknown)
-    return {**labels, **(names or {})}
+    return {**labels, **{stored[value]: text for value, text in (names or {}).items()}}

@@ -357,6 +357,23 @@ def test_a_table_of_numbered_objects_needs_the_column_instances(tmp_path):
     assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
 
 
+def test_names_are_those_of_stored_values(tmp_path):
+    fill(tmp_path, label=three(2, 3, 3))
+    data = {"images": "img/*.png", "labels": "msk/*.png"}
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, names="1=liver", **data), 2)
+    assert problem.expected == "0, 2, 3"
+    add_dataset("mine", tmp_path, names="2=liver,0=rest", **data)
+    spec = load_dataset("mine", root=tmp_path)
+    assert (spec.labels, spec.encoding) == ({0: "rest", 1: "liver", 2: "label 3"}, {2: 1, 3: 2})
+    fill(tmp_path, label=np.where(blob() > 0, 2, 1))  # 1 is the background
+    add_dataset("other", tmp_path, names={1: "rest", 2: "liver"}, **data)
+    assert load_dataset("other", root=tmp_path).labels == {0: "rest", 1: "liver"}
+    for number, key in enumerate((1, 255)):
+        fill(tmp_path)
+        add_dataset(f"masks{number}", tmp_path, names={key: "cell"}, **data)
+        assert load_dataset(f"masks{number}", root=tmp_path).labels == {0: "background", 1: "cell"}
+
+
 @pytest.fixture
 def scans(tmp_path) -> Path:
     """An MSD folder with two cases."""
