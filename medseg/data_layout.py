@@ -48,7 +48,7 @@ def list_cases(spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
 def _select(cases: list[Case], spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
     rule = spec.select
     assert rule is not None
-    columns, rows = read_table(root / rule.file)
+    columns, rows, _ = read_table(root / rule.file)
     if missing := [name for name in (rule.id, rule.column) if name not in columns]:
         found = ", ".join(columns)
         return [], [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout
 from medseg.data_case import PARTS, Case, Problems, stay_inside
-from medseg.errors import ConfigError, DataError
+from medseg.errors import ConfigError, DataError, counted
 from medseg.volumes import case_id
 
 __all__ = ["by_csv", "read_table"]
@@ -19,7 +20,7 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     path = stay_inside(root / str(layout.csv), root, spec, problems, None)
     if path is None or not path.exists():
         return [], problems
-    columns, rows = read_table(path)
+    columns, rows, lines = read_table(path)
     many = [f"image_{i}" for i in range(1, len(spec.channels) + 1)]
     images = many if len(spec.channels) > 1 and set(many) <= set(columns) else ["image"]
     if missing := [
@@ -29,12 +30,19 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
         return [], [
             ConfigError("a column is missing", code="E119", field=name, file=path, found=found) for name in missing
         ]
+    parts = Counter(row.get("split") or "training" for row in rows)
+    if odd := [f"{part} ({counted(count, 'row')})" for part, count in parts.items() if part not in PARTS]:
+        message, expected = "parts that are none", ", ".join(PARTS)
+        found = ", ".join(odd[:5])
+        problems.append(ConfigError(message, code="E119", field="split", file=path, expected=expected, found=found))
     cases = []
-    for number, row in enumerate(rows, start=2):
-        where = f"line {number}"
+    for line, row in zip(lines, rows, strict=True):
+        where = f"line {line}"
         part = row.get("split") or "training"
-        if part not in PARTS or not all(row.get(name) for name in images):
-            expected = f"split: {', '.join(PARTS)}; an image in each row"
+        if part not in PARTS:
+            continue
+        if not all(row.get(name) for name in images):
+            expected = "an image in each row"
             problems.append(
                 ConfigError("a row is not complete", code="E119", field=where, file=path, expected=expected)
             )
@@ -68,8 +76,8 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     return cases, problems
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Column names and rows of a CSV file (commas, semicolons or tabs; UTF-8).
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
+    """Column names, rows and the line of each in a CSV file (commas, semicolons or tabs; UTF-8).
 
     Raises:
         ConfigError: not readable, not UTF-8, no header.
@@ -78,13 +86,15 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         text = path.read_text(encoding="utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
         reader = csv.DictReader(text.splitlines(), delimiter=separator, strict=True)
-        rows = [
-            {(key or "").strip(): (value or "").strip() for key, value in row.items() if isinstance(value, str | None)}
-            for row in reader
-        ]
+        rows, lines = [], []
+        for row in reader:  # blank lines are passed over, so rows do not count them
+            rows.append(
+                {(k or "").strip(): (text or "").strip() for k, text in row.items() if isinstance(text, str | None)}
+            )
+            lines.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError("cannot read the table", code="E119", file=path, found=error) from None
     columns = [name.strip() for name in reader.fieldnames or []]
     if not columns:
         raise ConfigError("the table is empty", code="E119", file=path, expected="a first line with the columns' names")
-    return columns, rows
+    return columns, rows, lines

@@ -111,6 +111,7 @@ def describe_files(
     """The facts of `add_dataset`, the cases, and notes, without writing anything."""
     told: dict[str, Any] = {}
     notes: list[str] = []
+    columns: list[str] = []
     if sum(way is not None for way in (images, folder, csv)) != 1:
         raise UsageError("give one of --images, --folder, --csv", expected="one", found="several or none")
     if images is not None:
@@ -119,7 +120,7 @@ def describe_files(
         layout, told = _from_folder(root, below(root, folder, links=links))
     else:
         layout = Layout(csv=below(root, csv or "", links=links))
-        columns, _ = read_table(root / str(layout.csv))
+        columns, *_ = read_table(root / str(layout.csv))
         count = sum(re.fullmatch("image_[0-9]+", column) is not None for column in columns)
         told = {"channels": [f"channel {i}" for i in range(1, count + 1)]} if count > 1 else {}
     facts: dict[str, Any] = {
@@ -159,7 +160,7 @@ def describe_files(
     spec = DatasetSpec.from_dict({key: value for key, value in facts.items() if value is not None})
     groups = {case.group for case in labelled}
     notes += [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
-    if group is not None:
+    if group is not None or "group" in columns:
         number, parts = counted(len(labelled), "case"), counted(len(groups), "group")
         notes.append(f"{number} in {parts}: a group stays together in every split")
     else:

@@ -374,6 +374,24 @@ def test_names_are_those_of_stored_values(tmp_path):
         assert load_dataset(f"masks{number}", root=tmp_path).labels == {0: "background", 1: "cell"}
 
 
+def test_what_is_told_of_a_table(tmp_path):
+    fill(tmp_path)
+    rows = [f"img/p{i}_x.png,msk/p{i}_x_mask.png,g{i // 2}" for i in range(4)]
+    table = tmp_path / "cases.csv"
+    table.write_text("\n".join(["image,label,group", "", *rows]))
+    notes = add_dataset("mine", tmp_path, csv=table).notes
+    assert any("4 cases in 2 groups" in note for note in notes)
+    assert not any("case of its own" in note for note in notes)
+    table.write_text("\n".join(["image,label,group", "", *rows[:3], "img/p3_x.png,gone.png,g"]))
+    (problem,) = refused(lambda: add_dataset("other", tmp_path, csv=table), 3)
+    assert problem.field == "line 6"  # of the file: a header, a blank line, three rows, and this one
+    parts = ["train", "train", "train", "val"]
+    table.write_text("\n".join(["image,label,group,split", *map(",".join, zip(rows, parts, strict=True))]))
+    (problem,) = refused(lambda: add_dataset("other", tmp_path, csv=table), 2)
+    assert (problem.field, problem.found) == ("split", "train (3 rows), val (1 row)")
+    assert problem.expected == "training, validation, test"
+
+
 @pytest.fixture
 def scans(tmp_path) -> Path:
     """An MSD folder with two cases."""
