@@ -195,8 +195,8 @@ class DatasetSpec(Strict):
         return self.instances is not None or any(part.instances for part in parts)
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> DatasetSpec:
-        """The spec from `to_dict`'s result (checkpoints carry it).
+    def from_dict(cls, value: dict[str, Any], *, source: str = "data set facts of a checkpoint") -> DatasetSpec:
+        """The spec from `to_dict`'s result (checkpoints carry it); `source` is what messages call the file.
 
         Raises:
             ConfigError: everything that is wrong with it.
@@ -205,7 +205,7 @@ class DatasetSpec(Strict):
         from medseg.config_yaml import Document
         from medseg.errors import collect
 
-        spec, problems = validate(cls, Document(value, {}, "data set facts of a checkpoint"))
+        spec, problems = validate(cls, Document(value, {}, source))
         if spec is None:
             raise collect(problems)
         return spec

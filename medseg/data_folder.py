@@ -12,6 +12,7 @@ from medseg.config_dataset import Layout, PartFiles
 from medseg.data_case import Case, Problems, stay_inside
 from medseg.data_pattern import by_pattern
 from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.files import written_suffix
 from medseg.volumes import case_id, read_geometry
 
 __all__ = ["by_msd", "by_nnunet", "read_dataset_json"]
@@ -103,6 +104,13 @@ def by_nnunet(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case]
         images = tuple(f"{layout.nnunet}/images{suffix}/{{id}}_{i:04d}{ending}" for i in range(files))
         parts[part] = PartFiles(image=images, label=f"{layout.nnunet}/labels{suffix}/{{id}}{ending}")
     cases, more = by_pattern(Layout(training=parts["training"], test=parts["test"]), spec, root)
+    seen = sorted({written_suffix(path) for path in (folder / "imagesTr").glob("*_0000.*")})
+    if seen and ending not in seen:
+        file, fix = folder / "dataset.json", "write the suffix that the files have"
+        message = "no image has this suffix"
+        return [], [
+            ConfigError(message, code="E119", field="file_ending", file=file, expected=seen[0], found=ending, fix=fix)
+        ]
     count, listed = table.get("numTraining"), sum(case.split == "training" for case in cases)
     if count is not None and count != listed:
         problems.append(

@@ -82,12 +82,15 @@ def add_dataset(
         raise UsageError(
             "a data set of this name is there already", code="E121", field="NAME", found=name, fix="take another name"
         )
+    file = root / "datasets.yaml"
+    if file.is_dir():
+        fix = "rename the folder, or take another data root"
+        raise ConfigError("a folder stands where data sets are described", code="E111", file=file, fix=fix)
     spec, cases, notes = describe_files(
         name, root, images=images, labels=labels, instances=instances, folder=folder, csv=csv, group=group, names=names,
         links=links,
     )  # fmt: skip
     entry = entry_of(spec.to_dict())
-    file = root / "datasets.yaml"
     before = (
         file.read_text(encoding="utf-8") if file.exists() else "# Data sets of this folder; see docs/own_data.md.\n"
     )
@@ -130,8 +133,15 @@ def describe_files(
     if links:
         facts["links"] = True
     if group is not None:
+        try:
+            re.compile(group)
+        except re.error as error:
+            found, expected = f"{group} ({error})", "a regular expression, such as '^([^_]+)_'"
+            message = "not a regular expression"
+            raise UsageError(message, code="E114", field="--group", expected=expected, found=found) from None
         facts["split"] = {"unit": "patient", "group": group}
-    cases, problems = list_cases(DatasetSpec.from_dict(facts), root)
+    source = "options of data add" if folder is None else str(root / below(root, folder, links=links) / "dataset.json")
+    cases, problems = list_cases(DatasetSpec.from_dict(facts, source=source), root)
     if problems:
         raise collect(problems)
     labelled = [case for case in cases if case.labelled]
@@ -157,7 +167,8 @@ def describe_files(
     for key in ("encoding", "colours", "ignore"):
         if facts.get(key) is None and (value := getattr(known, key)) is not None:
             facts[key] = value
-    spec = DatasetSpec.from_dict({key: value for key, value in facts.items() if value is not None})
+    facts = {key: value for key, value in facts.items() if value is not None}
+    spec = DatasetSpec.from_dict(facts, source=source)
     groups = {case.group for case in labelled}
     notes += [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
     if group is not None or "group" in columns:
@@ -230,7 +241,10 @@ def _from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
 
 def _labels(table: Any, file: Path) -> dict[str, Any]:
     if not isinstance(table, dict) or not table:
-        raise ConfigError("labels are not told", code="E119", field="labels", file=file, found=table)
+        expected = '{"background": 0, "liver": 1} or {"0": "background", "1": "liver"}'
+        fix = "give each label its stored value"
+        message = "labels are not told"
+        raise ConfigError(message, code="E119", field="labels", file=file, expected=expected, found=table, fix=fix)
     result: dict[int, str] = {}
     ignore = None
     for key, value in table.items():  # {"0": "background"} (MSD) or {"background": 0} (nnU-Net)

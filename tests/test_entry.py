@@ -392,6 +392,29 @@ def test_what_is_told_of_a_table(tmp_path):
     assert problem.expected == "training, validation, test"
 
 
+def test_mistakes_are_told_with_their_place(tmp_path):
+    home = fill(tmp_path) / "Dataset001_x"
+    save(home / "imagesTr/a_0000.png", noise(1))
+    save(home / "labelsTr/a.png", blob(1))
+    data = {"images": "img/*.png", "labels": "msk/*.png"}
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, group="(", **data), 2)
+    assert problem.field == "--group"
+    good = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}
+    for change, field, said in (
+        ({"file_ending": ".tif"}, "file_ending", ".png"),
+        ({"labels": ["background", "a"]}, "labels", '"liver": 1'),
+        ({"labels": {"a": 1, "b": 2}}, None, "labels 0, 1, 2"),
+        ({"labels": {"0": "a", "1": "a"}}, None, "a name of its own"),
+    ):
+        (home / "dataset.json").write_text(json.dumps({**good, **change}))
+        (problem,) = refused(lambda: add_dataset("mine", tmp_path, folder="Dataset001_x"), 2)
+        assert (problem.field, "dataset.json" in str(problem.file)) == (field, True)
+        assert said in str(problem.expected)
+    (tmp_path / "datasets.yaml").mkdir()
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, **data), 2)
+    assert (problem.file, problem.code) == (str(tmp_path / "datasets.yaml"), "E111")
+
+
 @pytest.fixture
 def scans(tmp_path) -> Path:
     """An MSD folder with two cases."""
