@@ -225,7 +225,7 @@ def _check_gradient(session: Session) -> None:
         case=", ".join(cases[:20]),
         field="loss",
         found=f"iteration {session.progress.iteration}",
-        fix="use a lower learning rate, train.clip or precision fp32; best.pt and last.pt hold what was good",
+        fix="use a lower learning rate, train.clip or precision fp32; what was good is in best.pt and last.pt, if any",
     )
 
 

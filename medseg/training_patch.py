@@ -52,7 +52,7 @@ def _padding(network: Any, reader: PatchReader, shapes: Sequence[Sequence[int]])
     fitting = _at_most(network, covered(middle))
     told = (
         f"{100 * waste:.0f} % of what is computed for a patch of {_shown(patch)} lies beyond the images "
-        f"(median size {_shown(middle)})"
+        f"(median size {_shown(middle)} after preprocessing)"
     )
     if fitting is not None:
         told += f"; with --set train.patch={str(list(fitting)).replace(' ', '')} training sees more in the same time"

@@ -142,7 +142,8 @@ def check_values(
     negative = {value: n for value, n in present.items() if table[value] < 0 and value != ignore}
     if negative:
         found = _table_text(negative)
-        raise _refused("label values are negative", "E331", path, case, "0 or more", found, "map them to indices")
+        fix = "as void: medseg.evaluate(ignore=-1), or in datasets.yaml `encoding: {-1: 255, 1: 1}` and `ignore: 255`"
+        raise _refused("label values are negative", "E331", path, case, "0 or more", found, fix)
     if allowed is not None:
         permitted = set(allowed) | ({ignore} if ignore is not None else set())
         strange = {value: n for value, n in present.items() if table[value] not in permitted}

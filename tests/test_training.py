@@ -644,7 +644,7 @@ def test_a_patch_larger_than_the_cases_is_told(place, patch, padding, told):
     if lines:
         assert told in lines[0]
         fitting = json.loads(re.search(r"train\.patch=(\[[\d,]+\])", lines[0])[1])
-        assert "median size 16 x 20 x 12" in lines[0]
+        assert "median size 16 x 20 x 12 after preprocessing" in lines[0]
         again = run(place, tiny_pipeline(epochs=1, batch=1, patch=fitting, network=network))
         assert "beyond the images" not in (again / "provenance.json").read_text()
 

@@ -128,6 +128,15 @@ def test_colour_labels(tmp_path: Path) -> None:
     assert caught.value.code == "E334"
 
 
+def test_negative_labels_become_void_as_the_refusal_says() -> None:
+    stored = np.array([-1, 0, 1])
+    with pytest.raises(LabelError) as caught:
+        check_values(stored)
+    assert "`encoding: {-1: 255, 1: 1}` and `ignore: 255`" in str(caught.value.fix)
+    found = check_values(stored, mapping={-1: 255, 1: 1}, ignore=255, allowed={0, 1})
+    assert found.tolist() == [255, 0, 1]
+
+
 def test_label_types_grow_with_their_values() -> None:
     for high, dtype in ((255, np.uint8), (256, np.int16), (32767, np.int16), (32768, np.int32), (2**31 - 1, np.int32)):
         label = check_values(np.array([0, high]))
