@@ -76,6 +76,11 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
         facts.channels = 3 if facts.colour == "rgb" else 1
     else:
         facts.channels = _one(Counter(bands for *_, bands, _ in seen), "channels", "E310")
+        if facts.channels > 1 and not channels:
+            facts.notes.append(
+                f"{facts.channels} values in each voxel: taken as channels of one image; if they are points in time, "
+                "make one file of each"
+            )
     if (files := len(cases[0].images)) > 1:
         facts.channels, facts.colour = files, None
     if channels and len(channels) != facts.channels:

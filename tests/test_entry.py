@@ -505,6 +505,21 @@ def test_a_class_that_no_label_shows_moves_no_other(tmp_path):
         np.testing.assert_array_equal(load_sample(case, spec)["label"][0], three(1, 3, 3))
 
 
+@pytest.mark.parametrize("values", [1, 2])
+def test_a_fourth_axis_that_is_taken_as_channels_is_told(tmp_path, values):
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[2:5, 2:5, 2:5] = 1
+    (tmp_path / "im").mkdir()
+    (tmp_path / "la").mkdir()
+    for number in range(3):
+        image = np.random.default_rng(number).normal(size=(*label.shape, values)).astype(np.float32)
+        nibabel.Nifti1Image(image, np.eye(4)).to_filename(tmp_path / "im" / f"{number}.nii.gz")
+        nibabel.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "la" / f"{number}.nii.gz")
+    notes = add_dataset("scans", tmp_path, images="im/*.nii.gz", labels="la/*.nii.gz").notes
+    assert len(load_dataset("scans", root=tmp_path).channels) == values
+    assert any("points in time" in note for note in notes) == (values == 2)
+
+
 def test_an_msd_folder_that_tells_other_channels_than_its_files_have(scans):
     file = scans / "T/dataset.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "modality": {"0": "T1", "1": "T2"}}))
