@@ -33,7 +33,7 @@ __all__ = ["export_bundle", "export_onnx", "export_package"]
 TOLERANCE = 1e-4  # largest difference of an exported graph's logits, relative to the largest logit above 1
 # preprocessing that run_onnx.py does in numpy, and the arguments that it looks at
 _RUNNER = {
-    "Orientationd": {"axcodes"}, "Spacingd": {"pixdim"}, "ScaleIntensityd": {"minv", "maxv", "channel_wise"},
+    "Orientationd": {"axcodes"}, "Spacingd": {"pixdim"}, "ScaleIntensityd": {"minv", "maxv"},
     "ScaleIntensityRanged": {"a_min", "a_max", "b_min", "b_max", "clip"},
     "ScaleIntensityRangePercentilesd": {"lower", "upper", "b_min", "b_max", "clip", "channel_wise"},
     "NormalizeIntensityd": {"subtrahend", "divisor", "channel_wise"},

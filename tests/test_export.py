@@ -312,7 +312,7 @@ def runner(onnx):
     [
         ("ScaleIntensityd", {}),
         ("ScaleIntensityd", {"minv": -1.0, "maxv": 1.0}),
-        ("ScaleIntensityd", {"minv": -1.0, "maxv": 1.0, "channel_wise": True}),
+        ("ScaleIntensityd", {"minv": None, "maxv": None}),
         ("ScaleIntensityRanged", {"a_min": 10, "a_max": 500, "b_min": 0, "b_max": 1, "clip": True}),
         ("ScaleIntensityRangePercentilesd", {"lower": 1, "upper": 99, "b_min": 0, "b_max": 1, "channel_wise": True}),
         ("NormalizeIntensityd", {}),
@@ -334,6 +334,7 @@ def test_the_runner_prepares_images_as_monai_does(runner, name, arguments, const
     ("step", "lacks"),
     [
         ({"ScaleIntensityd": {"minv": None, "maxv": None, "factor": 0.5}}, "ScaleIntensityd.factor"),
+        ({"ScaleIntensityd": {"channel_wise": True}}, "ScaleIntensityd.channel_wise"),
         ({"NormalizeIntensityd": {"nonzero": True}}, "NormalizeIntensityd.nonzero"),
         ({"NormalizeIntensityd": {"nonzero": False}}, None),
         ({"HistogramNormalized": {}}, "HistogramNormalized"),
@@ -351,22 +352,15 @@ def test_the_runner_refuses_what_it_does_not_do(images, tmp_path, step, lacks):
 
 
 @pytest.mark.parametrize("rule", ["refuse", -50.0])
-def test_the_runner_treats_nan_as_the_data_set_says(tmp_path, rule):
-    facts = dataset(nan=rule)
-    run = make_run(tmp_path / "run", pipeline(), facts)
+def test_the_runner_refuses_nan(tmp_path, rule):
+    run = make_run(tmp_path / "run", pipeline(), dataset(nan=rule))
     values = np.random.default_rng(2).normal(0, 100, (16, 16, 16)).astype(np.float32)
     values[3:6, 4, 5] = np.nan
-    (tmp_path / "in").mkdir()
-    nibabel.Nifti1Image(values, np.diag([2.0, 2, 3, 1])).to_filename(tmp_path / "in" / "a.nii.gz")
+    nibabel.Nifti1Image(values, np.diag([2.0, 2, 3, 1])).to_filename(tmp_path / "a.nii.gz")
     folder = export_onnx(run, tmp_path / "onnx")
-    command = [sys.executable, str(folder / "run_onnx.py"), str(tmp_path / "in" / "a.nii.gz")]
-    done = subprocess.run([*command, "-o", str(tmp_path / "masks")], capture_output=True, text=True)
-    if rule == "refuse":
-        assert (done.returncode, "NaN" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
-        return
-    predict(run, tmp_path / "in", tmp_path / "out", progress=False)
-    (one,), (two,) = masks(tmp_path / "out").values(), masks(tmp_path / "masks").values()
-    assert (one != two).mean() < 1e-3
+    command = [sys.executable, str(folder / "run_onnx.py"), str(tmp_path / "a.nii.gz"), "-o", str(tmp_path / "masks")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, "NaN" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,7 @@ LARGEST_WINDOW = {2: 1024, 3: 128}  # voxels per axis given to the network at on
 
 def component(entry):
     """Name and arguments of a pipeline's component as JSON holds it."""
-    if isinstance(entry, str):
-        return entry, {}
-    name, arguments = next(iter(entry.items()))
+    name, arguments = (entry, None) if isinstance(entry, str) else next(iter(entry.items()))
     return name, arguments or {}
 
 
@@ -101,15 +99,6 @@ def scale(image, low, high, arguments):
     return np.clip(image, b_min, b_max) if arguments.get("clip") else image
 
 
-def stretch(image, low, high):
-    """Linear scaling of the image's own range to [low, high], without one of them to [0, 1]; MONAI's rescale_array."""
-    least, most = image.min(), image.max()
-    if least == most:
-        return image if low is None else image * low
-    image = (image - least) / (most - least)
-    return image if low is None or high is None else image * (high - low) + low
-
-
 def normalize(image, arguments):
     """Subtract the mean, divide by the standard deviation, over all voxels or each channel."""
 
@@ -121,15 +110,12 @@ def normalize(image, arguments):
     given = [arguments.get(name) for name in ("subtrahend", "divisor")]
     if not arguments.get("channel_wise"):
         return one(image, *given)
-    columns = [[None] * len(image) if values is None else values for values in given]
-    return np.stack([one(*each) for each in zip(image, *columns, strict=True)])
+    return np.stack([one(part, *(v and v[i] for v in given)) for i, part in enumerate(image)])
 
 
 def preprocess(image, affine, steps):
     """What the pipeline does to an image before the network."""
     for name, arguments in map(component, steps):
-        if name in TARGETS_ONLY:
-            continue
         if name == "Orientationd":
             image, affine = orient(image, affine, arguments["axcodes"])
         elif name == "Spacingd":
@@ -137,18 +123,17 @@ def preprocess(image, affine, steps):
         elif name == "ScaleIntensityRanged":
             image = scale(image, arguments["a_min"], arguments["a_max"], arguments)
         elif name == "ScaleIntensityRangePercentilesd":
-            parts = image if arguments.get("channel_wise") else [image]
-            ends = [np.percentile(part, [arguments["lower"], arguments["upper"]]) for part in parts]
-            image = np.concatenate(
-                [np.atleast_1d(scale(p, *e, arguments)) for p, e in zip(parts, ends, strict=False)]
-            ).reshape(image.shape)
+            parts, ends = image if arguments.get("channel_wise") else [image], [arguments["lower"], arguments["upper"]]
+            image = np.stack([scale(p, *np.percentile(p, ends), arguments) for p in parts]).reshape(image.shape)
         elif name == "ScaleIntensityd":
-            ends = arguments.get("minv", 0.0), arguments.get("maxv", 1.0)
-            parts = image if arguments.get("channel_wise") else [image]
-            image = np.stack([stretch(part, *ends) for part in parts]).reshape(image.shape)
+            low, high, least, most = arguments.get("minv", 0.0), arguments.get("maxv", 1.0), image.min(), image.max()
+            if least < most and (low, high) != (None, None):
+                image = scale(image, least, most, {"b_min": low, "b_max": high})
+            elif low is not None:  # a constant image is multiplied, as in MONAI's rescale_array
+                image = image * low
         elif name == "NormalizeIntensityd":
             image = normalize(image, arguments)
-        else:
+        elif name not in TARGETS_ONLY:
             sys.exit(f"preprocessing step {name} is not known here: predict with medseg")
     return np.ascontiguousarray(image, np.float32), affine
 
@@ -280,19 +265,14 @@ def main():
         sys.exit(
             f"preprocessing that is not known here: {', '.join(model['onnx']['runner_lacks'])}: predict with medseg"
         )
-    skipped = [
-        name for name, _ in map(component, model["pipeline"].get("postprocess") or []) if name != "KeepLargestComponent"
-    ]
-    if skipped:
-        print(f"not done here, only by medseg: {', '.join(skipped)}", file=sys.stderr)
+    if model["onnx"]["runner_skips"]:
+        print(f"not done here, only by medseg: {', '.join(model['onnx']['runner_skips'])}", file=sys.stderr)
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     options.output.mkdir(parents=True, exist_ok=True)
     for path, target in zip(options.images, plan(options.images, options.output), strict=True):
         image, affine, stored = read(path, model["dataset"])
         if not np.isfinite(image).all():
-            if not isinstance(model["dataset"].get("nan"), (int, float)) or not np.isfinite(image).any():
-                sys.exit(f"{path}: NaN or infinite voxels")
-            image = np.where(np.isfinite(image), image, np.float32(model["dataset"]["nan"]))
+            sys.exit(f"{path}: NaN or infinite voxels: predict with medseg")
         prepared, affine_pre = preprocess(image, affine, model["pipeline"].get("preprocess") or [])
         probabilities = to_native(predict(session, prepared, model), affine_pre, affine, image.shape[1:])
         threshold = model.get("threshold")
