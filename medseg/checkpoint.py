@@ -66,10 +66,11 @@ class CheckpointStore:
 
         def verify(temporary: Path) -> None:
             _check_archive(temporary)
+            known = self.index["known"]
             self._note(sha256_file(temporary), {"name": path.name, **(facts or {})})
             fail_point("indexed")
             # a damaged last.pt, after which this run went on from last.prev.pt, must not take that one's place
-            if name == "last" and path.exists() and sha256_file(path) in self.index["known"]:
+            if name == "last" and path.exists() and (not known or sha256_file(path) in known):
                 self._rotate(path)
             fail_point("rotated")
 

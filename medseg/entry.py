@@ -150,7 +150,9 @@ def describe_files(
             "no labelled case found", code="E103", file=root, expected="at least 1", found=counted(len(cases), "image")
         )
     seen = look_at_images(cases, told.get("channels", ()))
-    known = look_at_labels(labelled, seen.dims, named="labels" in told or names is not None)
+    listed = told.get("labels", ())
+    values = {*listed, told.get("ignore")} - {None} if listed else set()
+    known = look_at_labels(labelled, seen.dims, named="labels" in told or names is not None, listed=values)
     if known.instances and layout.training is not None and layout.training.label is not None:
         files = layout.training.model_dump(exclude_none=True)
         facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]
@@ -161,9 +163,10 @@ def describe_files(
     facts |= {"dims": seen.dims, "unit": "px" if seen.dims == 2 else "mm", "colour": seen.colour}
     facts["channels"] = told.get("channels") or _channel_names(seen.channels, seen.colour)
     facts["labels"] = _named(told.get("labels") or known.labels, known.encoding, names)
-    listed = told.get("labels", ())
-    if len(listed) > 2 or set(known.encoding or ()) <= set(listed):
-        known.encoding = None  # dataset.json's numbers are the stored ones, also where some do not occur
+    if listed and not known.colours and set(known.labels) != values and len(known.labels) != len(listed):
+        found, expected = ", ".join(map(str, known.encoding or known.labels)), ", ".join(map(str, listed))
+        message, fix = "labels have values that dataset.json does not list", "correct labels in dataset.json"
+        raise DataError(message, code="E332", file=source, field="labels", expected=expected, found=found, fix=fix)
     for key in ("encoding", "colours", "ignore"):
         if facts.get(key) is None and (value := getattr(known, key)) is not None:
             facts[key] = value

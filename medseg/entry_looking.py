@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class LabelFacts:
     """How stored values become label indices: at most one of `encoding`, `colours` and `instances` says something."""
 
     labels: dict[int, str]
-    encoding: dict[int, int] | str | None = None
+    encoding: dict[int, int] | None = None
     colours: dict[int, list[int]] | None = None
     ignore: int | None = None
     instances: bool = False
@@ -91,15 +91,17 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
     return facts
 
 
-def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> LabelFacts:
+def look_at_labels(
+    cases: Sequence[Case], dims: int, *, named: bool = False, listed: Collection[int] = ()
+) -> LabelFacts:
     """Read label files and decide what their values mean.
 
-    0 and one other value is background and one structure, also where that is 1 in some files and 255 (or 65535) in
-    others; 0, 1, 2 ... are classes; 255 beside two or more is void, unless all are equal steps
-    (85, 170, 255); up to 64
-    other values become classes in their order; more are single objects with numbers. Colours become classes in the
-    order of their frequency, black (or the most frequent) first. 0, 1, 2, 3 ..., not as many in each image, may also be
-    numbers of objects, which is told unless the labels are `named`.
+    Values that are all `listed` (by a dataset.json) are what that says. Else 0 and one other value is background and
+    one structure, also where that is 1 in some files and 255 (or 65535) in others; 0, 1, 2 ... are classes; 255 beside
+    two or more below 64 is void; up to 64 other values become classes in their order; more are single objects with
+    numbers. Colours become classes in the order of their frequency, black (or the most
+    frequent) first. 0, 1, 2, 3 ..., not as many in each image, may also be numbers of objects, which is told unless the
+    labels are `named`.
 
     Raises:
         DataError: a label is refused, or holds what compression left of it (JPEG).
@@ -159,7 +161,7 @@ def look_at_labels(cases: Sequence[Case], dims: int, *, named: bool = False) -> 
         found, kind = f"{len(colours)}; {most[0]} in this file", "labels have too many colours"
         expected = f"at most {_CLASSES} colours"
         raise LabelError(kind, code="E334", file=most[1], expected=expected, found=found, fix=fix)
-    facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0))
+    facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0), listed)
     if (
         not named
         and len(facts.labels) > _OBJECTS
@@ -189,22 +191,23 @@ def are_numbered(masks: Sequence[Path], dims: int | None = None) -> bool:
     return False
 
 
-def _from_values(values: Counter[int], together: int) -> LabelFacts:
+def _from_values(values: Counter[int], together: int, listed: Collection[int] = ()) -> LabelFacts:
     """What the values of all files mean; `together` of them that are not 0 stand in one file at most."""
     found = sorted(values)
     others = [value for value in found if value != 0]
     if not others:
         raise LabelError("all labels are empty", code="E335", expected="voxels that are not 0", found=f"values {found}")
+    if values.keys() <= set(listed):
+        return LabelFacts({index: f"label {index}" for index in listed})
     if len(others) > _CLASSES:
         note = f"{len(others)} label values: taken as the numbers of single objects"
         return LabelFacts({0: "background", 1: "object"}, instances=True, notes=[note])
     if 0 in values and together == 1 < len(others) and set(others) <= _WHITE:
         note = f"labels are masks, of {' in some files and '.join(map(str, others))} in others: taken as one structure"
-        return LabelFacts({0: "background", 1: "structure"}, encoding="nonzero", notes=[note])
+        return LabelFacts({0: "background", 1: "structure"}, encoding=dict.fromkeys(others, 1), notes=[note])
     facts = LabelFacts({0: "background"})
     classes = list(others)
-    steps = [b - a for a, b in zip([0, *others], others, strict=False)]
-    if len(others) > 2 and others[-1] == 255 and max(steps) - min(steps) > 1:  # 85, 170, 255 are painted greys
+    if len(others) > 2 and others[-1] == 255 and others[-2] < _CLASSES:  # 85, 170, 255 are painted greys
         facts.ignore, classes = 255, others[:-1]
         found.remove(255)
         facts.notes.append("label value 255: taken as void, which counts for nothing")

@@ -243,7 +243,7 @@ def _summarise(
         {"case": r.case, "label": label, "prediction": p, "reference": v, "unit": unit}
         for r in results for label, (p, v, unit) in r.volumes.items()
     ]  # fmt: skip
-    notes += _numbered_differently(volumes) if reading.spec is None else []
+    notes += _numbered_differently(volumes) if plan.dataset is None else []
     return {
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
         "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,12 @@ def measure_missing(
                     probabilities=(~present).astype(np.float32) if probabilities else None, **facts,
                 )
             )  # fmt: skip
-    whole = [(m.name, given) for m, given in wanted if m.over == "case"]
-    if whole:
-        prediction = _wrong(reference, valid, labels)
+    for by_objects in (False, True):
+        whole = [(m.name, given) for m, given in wanted if m.over == "case" and (m.needs == "instances") == by_objects]
+        if not whole:
+            continue
+        # a wrong voxel beside real objects would pass for an object, and be counted as one
+        prediction = _wrong(reference, valid, () if by_objects and reference.any() else labels)
         parts.append(
             measure_case(
                 prediction, reference, labels=labels, metrics=whole, regions=regions,
@@ -74,7 +77,7 @@ def measure_missing(
     )
 
 
-def _wrong(reference: np.ndarray, valid: np.ndarray, labels: Mapping[int, str]) -> np.ndarray:
+def _wrong(reference: np.ndarray, valid: np.ndarray, labels: Collection[int]) -> np.ndarray:
     """A voxel of each label that the reference lacks, where it has nothing and voxels count."""
     prediction = np.zeros(reference.shape, np.int32)
     free = np.flatnonzero(valid & (reference == 0)) if valid.any() else range(reference.size)

@@ -52,7 +52,7 @@ class StoredProbabilities:
     def _guarded(self, action: Any) -> Any:
         try:
             return action()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise FormatError(
                 "stored probabilities cannot be read", case=self.pair.case, file=self.pair.probabilities, found=error
             ) from error

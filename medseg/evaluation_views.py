@@ -110,7 +110,7 @@ def _image(pair: Pair, reading: Reading, geometry: Geometry) -> tuple[np.ndarray
     try:
         spec = reading.spec
         if spec is None:
-            volume = read_image(pair.images[0], case=pair.case)
+            volume = read_image(pair.images[0], case=pair.case, affine=reading.affine)
         else:
             channels = spec.in_channels if len(pair.images) == 1 else 1
             colour = "rgb" if spec.colour in ("rgb", "grey", "luma") and spec.dims == 2 else None

@@ -86,6 +86,8 @@ def attach_handlers(engine: Engine, session: Session, signals: Signals, outputs:
         chosen = _is_best(session) and bool(session.validator.stored)
         if session.group.any(int(often or chosen or bool(session.progress.finished))):
             save(partial(save_epoch, session))
+        elif _is_best(session):
+            session.save("best")
         if session.progress.finished:
             engine.terminate()
 

@@ -26,10 +26,9 @@ def mend_best(session: Session, state: Mapping[str, Any]) -> list[str]:
     """Save best.pt if it is not the one that the checkpoint `state` knows and that holds it; what should be told.
 
     last.pt is saved before best.pt: after a kill between the two it holds the best weights itself. After a fall back to
-    last.prev.pt, best.pt may be of an epoch that is trained again, and whose weights are nowhere else.
+    last.prev.pt, best.pt may be of an epoch that is trained again, and whose weights are nowhere else. Where there is
+    no whole best.pt, and its weights are lost, the epochs from here on have to find a best one.
     """
-    if not session.group.writes:
-        return []
     done = session.progress
     try:
         there = read_state(session.run.path / "best.pt")["progress"]
@@ -39,12 +38,20 @@ def mend_best(session: Session, state: Mapping[str, Any]) -> list[str]:
     if found == (done.best_epoch, done.best):
         return []
     if done.epoch == done.best_epoch and not done.step:
-        best = {**session.state(weights_only=True), "metrics": state.get("metrics", {})}
-        session.checkpoints.save(best, "best", facts={"epoch": done.epoch, "iteration": done.iteration})
+        if session.group.writes:
+            best = {**session.state(weights_only=True), "metrics": state.get("metrics", {})}
+            session.checkpoints.save(best, "best", facts={"epoch": done.epoch, "iteration": done.iteration})
         return []
-    what = f"best.pt is of epoch {found[0]}" if found[0] else "there is no whole best.pt"
+    if not session.validator.stored:  # the newest weights count: those of the next epoch replace it
+        return []
+    if not found[0]:
+        lost, done.best, done.best_epoch, done.waited = done.best_epoch, None, 0, 0
+        return [f"there is no whole best.pt (of epoch {lost}): the best of the epochs from here on is kept"]
     known = f"was best after epoch {done.best_epoch}" if done.best_epoch else "had no validation yet"
-    return [f"{what}, but the checkpoint that is continued {known}: best.pt stays until a later epoch is better"]
+    return [
+        f"best.pt is of epoch {found[0]}, but the checkpoint that is continued {known}: best.pt stays until a later "
+        "epoch is better"
+    ]
 
 
 def load_best(session: Session) -> int:

@@ -34,6 +34,7 @@ def intensity_notices(preprocess: Sequence[Component], cases: Sequence[Case], sp
     found = []
     for i in np.unique(np.linspace(0, len(cases) - 1, min(_LOOKED_AT, len(cases))).round().astype(int)):
         image = read_channels(cases[i].images, spec, cases[i].id)[0].array
+        image = image[:, ::2, ::2]  # enough of it for shares and percentiles
         found.append((np.mean(image < low), np.mean(image > high), *np.percentile(image, (1, 99))))
     below, above = np.mean(found, axis=0)[:2]
     dark, bright = np.median(found, axis=0)[2:]

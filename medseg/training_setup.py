@@ -118,7 +118,8 @@ def prepare(
         with torch.device("meta"):
             stand_in = build_network(pipeline, in_channels=1, out_channels=2)
         _parts(stand_in, pipeline, hardware, group)
-    split = dict(split) if split is not None else choose_split(found, pipeline, fold)
+    fresh = split is None
+    split = choose_split(found, pipeline, fold) if split is None else dict(split)
     missing = [name for side in ("training", "validation") for name in split[side] if name not in known]
     if missing:
         text, fix = "cases of this run are no longer in the data set", "give the data root of the run with --data"
@@ -155,7 +156,8 @@ def prepare(
         world=group.world,
     )
     notices += patch_notices(network, maker.reader, training, augmentation)
-    notices += intensity_notices(pipeline.preprocess, [known[name] for name in split["training"]], spec)
+    if fresh and group.writes:
+        notices += intensity_notices(pipeline.preprocess, [known[name] for name in split["training"]], spec)
     validation = {name: stored[name] for name in split["validation"]}
     prepared = Prepared(
         pipeline, spec, hardware, group, {name: known[name] for name in names}, training, validation, channels, network,

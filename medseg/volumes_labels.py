@@ -48,8 +48,10 @@ def interpret(
                 raise _refused("the palette has colours", "E334", path, case, "grey values", "colours")
             greys = [(shown, mapping)] if shown.ndim == spatial and palette != "index" else []
             indices = [(array, mapping)] if palette != "grey" else []
-            # the whole palette decides, used or not: the colours in use may be grey in some files of a set alone
-            return greys + indices if is_grey(raw.palette) else indices + greys
+            # the whole palette decides, used or not: the colours in use may be grey in some files of a set alone. But a
+            # mask in black and white is one, also where index 0 is white and other colours stand there unused
+            mask = shown.ndim == spatial and bool(raw.palette[0].any()) and set(np.unique(shown)) <= {0, 255}
+            return greys + indices if mask or is_grey(raw.palette) else indices + greys
         array = shown
     if array.ndim > spatial and array.shape[-1] in (2, 4):
         if not (array[..., -1] == np.iinfo(array.dtype).max).all():
@@ -219,8 +221,8 @@ def _number(key: object) -> bool:
 def _not_allowed(strange: dict, permitted: list, path: Path | None, case: str | None) -> LabelError:
     expected = ", ".join(map(str, permitted[:20])) + (", ..." if len(permitted) > 20 else "")
     fix = (
-        "evaluate a model's masks, numbered by its data set, with --run RUN or the set's name as reference; else name "
-        "the value as a label (evaluate: --labels 1=liver,2=tumour), or map it in datasets.yaml (encoding, ignore)"
+        "map it in datasets.yaml (encoding, ignore); in evaluation give --run RUN or the set's name as reference, if a "
+        "model's masks are numbered by its data set, else name the value: --labels 1=liver,2=tumour"
     )
     return _refused("label values are not in the list", "E332", path, case, expected, _table_text(strange), fix)
 

@@ -136,6 +136,7 @@ def test_pictures_with_masks(tmp_path):
         (three(1, 2, 255), {0, 1, 2}, "index", 255),
         (three(1, 5, 255), {0, 1, 2}, {1: 1, 5: 2}, 255),
         (three(85, 170, 255), {0, 1, 2, 3}, {85: 1, 170: 2, 255: 3}, None),
+        (three(60, 120, 255), {0, 1, 2, 3}, {60: 1, 120: 2, 255: 3}, None),
         (three(1, 2, 255, outside=1), {0, 1}, {1: 0, 2: 1}, 255),
         (np.where(blob() > 0, 2, 1), {0, 1}, {1: 0, 2: 1}, None),
     ],
@@ -174,7 +175,8 @@ def test_masks_of_1_in_some_files_and_255_in_others_are_one_structure(tmp_path, 
         Image.fromarray(blob(1).astype(bool) if low is True else blob(low)).save(tmp_path / f"msk/p{i}_x_mask.png")
     for i in (0, 3):
         save(tmp_path / f"msk/p{i}_x_mask.png", blob(1).astype(type) * np.iinfo(type).max, type)
-    added = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png", names="1=cell")
+    high = 65535 if type is np.uint16 else 255
+    added = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png", names=f"{high}=cell")
     assert any("taken as one structure" in note for note in added.notes)
     spec = load_dataset("mine", root=tmp_path)
     assert spec.labels == {0: "background", 1: "cell"}
@@ -487,18 +489,52 @@ def test_an_nnunet_folder_of_colour_pictures(tmp_path, grey):
     assert (problem.code, problem.found) == ("E120", "D{x}")
 
 
-def test_a_class_that_no_label_shows_moves_no_other(tmp_path):
-    home = fill(tmp_path, label=three(1, 3, 3)) / "Dataset001_x"
+def nnunet_folder(root, label, labels):
+    """Four grey pictures in nnU-Net's layout, with these labels in dataset.json."""
+    home = fill(root, label=label) / "Dataset001_x"
     for i in range(4):
         for old, new in (
             (f"img/p{i}_x.png", f"imagesTr/p{i}_0000.png"),
             (f"msk/p{i}_x_mask.png", f"labelsTr/p{i}.png"),
         ):
             (home / new).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / old).rename(home / new)
-    table = {"channel_names": {"0": "grey"}, "file_ending": ".png", "numTraining": 4}
-    table["labels"] = {"background": 0, "a": 1, "b": 2, "c": 3}
+            (root / old).rename(home / new)
+    table = {"channel_names": {"0": "grey"}, "file_ending": ".png", "numTraining": 4, "labels": labels}
     (home / "dataset.json").write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("values", "listed", "encoding", "names"),
+    [
+        ((0, 2), 2, "index", {0: "background", 1: "l1", 2: "named"}),  # 2 is named, though 1 does not occur
+        ((0, 1, 2), 104, "index", None),
+        (tuple(range(101)), 104, "index", None),  # so many are classes where dataset.json names them
+        ((0, 100, 200, 250), 3, {100: 1, 200: 2, 250: 3}, None),
+        ((0, 255), 1, {255: 1}, None),
+        ((0, 1, 5), 3, None, None),
+        ((0, 1, 2, 3), 2, None, None),
+    ],
+)
+def test_values_of_a_folder_are_those_of_its_dataset_json(tmp_path, values, listed, encoding, names):
+    label = np.zeros(16 * 18, np.uint8)
+    label[: len(values)] = values
+    nnunet_folder(tmp_path, label.reshape(16, 18), {"background": 0, **{f"l{i}": i for i in range(1, listed + 1)}})
+    action = partial(add_dataset, "mine", tmp_path, folder="Dataset001_x", names="2=named" if names else None)
+    if encoding is None:
+        (problem,) = refused(action, 3)
+        assert (problem.code, problem.field) == ("E332", "labels")
+        assert problem.file.endswith("dataset.json")
+        assert not (tmp_path / "datasets.yaml").exists()
+        return
+    assert not any("objects" in note for note in action().notes)
+    spec = load_dataset("mine", root=tmp_path)
+    assert (spec.encoding, len(spec.labels)) == (encoding, listed + 1)
+    assert names is None or spec.labels == names
+    assert {problem.code for problem in check_cases(spec, tmp_path)} <= {"E335"}  # a class that no case shows
+
+
+def test_a_class_that_no_label_shows_moves_no_other(tmp_path):
+    nnunet_folder(tmp_path, three(1, 3, 3), {"background": 0, "a": 1, "b": 2, "c": 3})
     add_dataset("mine", tmp_path, folder="Dataset001_x")
     spec = load_dataset("mine", root=tmp_path)
     for case in find_cases(spec, tmp_path):

@@ -52,6 +52,17 @@ def test_a_missing_prediction_has_the_worst_of_each_score(tmp_path, reference, f
     assert {row.status for row in found.rows} == {"missed"}
 
 
+@pytest.mark.parametrize("labels", [{1: "x"}, {1: "x", 2: "y"}])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_missing_prediction_finds_no_objects(tmp_path, labels, count):
+    reference = NOTHING.copy()
+    reference[2:5], reference[8:10] = 1, count - 1
+    metrics = ["V_rand", "V_info", "AP50", "PQ", "AJI", "SEG", "CountError"]
+    found = missing(tmp_path, reference, labels, metrics)
+    assert {row.metric: row.value for row in found.rows} == {**dict.fromkeys(metrics, 0.0), "CountError": count}
+    assert {row.status for row in found.rows} == {"missed"}
+
+
 def test_a_missing_prediction_does_not_find_a_part_of_a_region(tmp_path):
     metrics = ["Dice", "LesionRecall", "AP50", ("ShareMaximum", {"part": "tumour", "whole": "liver"})]
     regions = {"liver": (1, 2), "tumour": (2,)}

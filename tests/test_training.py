@@ -304,6 +304,35 @@ def test_the_epoch_that_is_named_at_the_end_is_that_of_the_weights(place, tmp_pa
     assert state_of(folder)["progress"]["best"] == (0.5 if lost else 0.9)
 
 
+def test_a_lost_best_is_found_anew(place, tmp_path, monkeypatch, capsys):
+    """best.pt vanishes after the second epoch, which was worse than the first: the third counts, worse or not."""
+    scores, real, save = [0.9, 0.4], Validator.__call__, CheckpointStore.save
+
+    def scored(*arguments, **options):
+        return dataclasses.replace(real(*arguments, **options), score=scores.pop(0))
+
+    def killed(store, state, name="last", **options):
+        path = save(store, state, name, **options)
+        if name == "last" and state["progress"]["epoch"] == 2:
+            raise Killed
+        return path
+
+    monkeypatch.setattr(handlers, "_SAVE_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr(Validator, "__call__", scored)
+    monkeypatch.setattr(CheckpointStore, "save", killed)
+    pipeline = tiny_pipeline(epochs=4, iterations_per_epoch=1)
+    with pytest.raises(Killed):
+        run(place, pipeline, output=tmp_path)
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    folder = next((tmp_path / "tiny").iterdir())
+    (folder / "best.pt").unlink()
+    scores[:] = [0.3, 0.2]
+    run(place, None, resume=folder, progress=True)
+    assert "there is no whole best.pt (of epoch 1)" in capsys.readouterr().err
+    assert read_state(folder / "best.pt")["progress"]["epoch"] == 3
+    assert (state_of(folder)["progress"]["best"], state_of(folder)["progress"]["best_epoch"]) == (0.3, 3)
+
+
 def test_a_finished_run_is_not_resumed_but_can_be_extended(reference, place, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(reference, copy)

@@ -12,9 +12,11 @@ import torch
 from test_cli_train import call
 from tiny import tiny_pipeline, write_cases
 
+from medseg import handlers
 from medseg.checkpoint import load_model, read_state
 from medseg.cli import main
 from medseg.config import to_yaml
+from medseg.engine_session import Session
 from medseg.errors import ConfigError, UsageError
 from medseg.evaluation import evaluate
 from medseg.prediction import predict
@@ -42,6 +44,30 @@ def whole(place) -> Path:
 
 def weights(state) -> dict[str, torch.Tensor]:
     return state["network_state"]
+
+
+def test_the_newest_weights_are_those_that_an_interrupted_run_predicts_with(place, tmp_path, monkeypatch, capsys):
+    class Killed(BaseException):
+        pass
+
+    iterate = Session.iterate
+
+    def killed(session, batch):
+        if session.progress.epoch == 3 and session.progress.step == 1:
+            raise Killed
+        return iterate(session, batch)
+
+    monkeypatch.setattr(handlers, "_SAVE_SHARE", 1e-9)  # last.pt waits
+    monkeypatch.setattr(Session, "iterate", killed)
+    with pytest.raises(Killed):
+        run(place, tiny_pipeline(epochs=4, iterations_per_epoch=2), output=tmp_path)
+    folder = next((tmp_path / "tiny").iterdir())
+    assert read_state(folder / "best.pt")["progress"]["epoch"] == 3
+    monkeypatch.setattr(Session, "iterate", iterate)
+    capsys.readouterr()
+    train(None, resume=folder, data=place / "data", cache=place / "cache", device="cpu", progress=True)
+    assert "best.pt is of epoch" not in capsys.readouterr().err  # nothing is compared without validation
+    assert read_state(folder / "best.pt")["progress"]["epoch"] == 4
 
 
 def test_every_case_is_trained_on_and_the_last_weights_are_kept(whole):

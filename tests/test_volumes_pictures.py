@@ -93,6 +93,15 @@ def test_sixteen_bits_one_bit_and_jpeg(tmp_path: Path) -> None:
         assert read_geometry(tmp_path / name)[0].shape == (32, 48)
 
 
+@pytest.mark.parametrize("further", [(128, 0, 0), (128, 128, 128)])
+def test_a_mask_in_black_and_white_is_one_whatever_else_its_palette_holds(tmp_path: Path, further: tuple) -> None:
+    mask = (LABEL > 0).astype(np.uint8)
+    painted = palette_image(1 - mask, [(255, 255, 255), (0, 0, 0), further])  # index 0 is white, and the foreground
+    for suffix in (".png", ".gif"):
+        volume = read_label(save(tmp_path / f"a{suffix}", painted), dims=2, mapping="nonzero")
+        np.testing.assert_array_equal(volume.array[0], mask)
+
+
 def test_palettes_become_their_colours(tmp_path: Path) -> None:
     inverted = palette_image(LABEL, [(255, 255, 255), (128, 128, 128), (0, 0, 0)])  # index 0 is white
     coloured = palette_image(LABEL, [(0, 0, 0), (128, 0, 0), (0, 128, 0)])
