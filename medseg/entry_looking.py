@@ -14,13 +14,13 @@ from medseg.data_case import Case
 from medseg.errors import DataError, LabelError, MedsegError, collect, counted
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
+from medseg.volumes_labels import WHITE
 
 __all__ = ["ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels"]
 
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
 _OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
-_WHITE = {1, 255, 65535}  # what programs write for the foreground of a mask: one, or the largest value of the type
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -99,9 +99,8 @@ def look_at_labels(
     Values that are all `listed` (by a dataset.json) are what that says. Else 0 and one other value is background and
     one structure, also where that is 1 in some files and 255 (or 65535) in others; 0, 1, 2 ... are classes; 255 beside
     two or more below 64 is void; up to 64 other values become classes in their order; more are single objects with
-    numbers. Colours become classes in the order of their frequency, black (or the most
-    frequent) first. 0, 1, 2, 3 ..., not as many in each image, may also be numbers of objects, which is told unless the
-    labels are `named`.
+    numbers. Colours become classes in the order of their frequency, black (or the most frequent) first. 0, 1, 2, 3 ...,
+    not as many in each image, may also be numbers of objects, which is told unless the labels are `named`.
 
     Raises:
         DataError: a label is refused, or holds what compression left of it (JPEG).
@@ -202,7 +201,7 @@ def _from_values(values: Counter[int], together: int, listed: Collection[int] = 
     if len(others) > _CLASSES:
         note = f"{len(others)} label values: taken as the numbers of single objects"
         return LabelFacts({0: "background", 1: "object"}, instances=True, notes=[note])
-    if 0 in values and together == 1 < len(others) and set(others) <= _WHITE:
+    if 0 in values and together == 1 < len(others) and set(others) <= WHITE:
         note = f"labels are masks, of {' in some files and '.join(map(str, others))} in others: taken as one structure"
         return LabelFacts({0: "background", 1: "structure"}, encoding=dict.fromkeys(others, 1), notes=[note])
     facts = LabelFacts({0: "background"})

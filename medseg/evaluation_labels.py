@@ -17,10 +17,10 @@ from medseg.evaluation_pairs import Reading
 from medseg.evaluation_plan import Plan
 from medseg.evaluation_pool import map_cases
 from medseg.evaluation_scoring import label_values
+from medseg.volumes_labels import WHITE
 
 __all__ = ["settle_labels"]
 
-_WHITE = {1, 255, 65535}  # what programs write for the foreground of a mask: one, or the largest value of the type
 _COLOURED = ("colours",)  # of a file that holds colours instead of values
 
 
@@ -102,7 +102,7 @@ def _is_mask(found: list[Any], label: int, known: set[int], ignore: int | None =
     """Whether each file holds one value at most, and these can only stand for the one label."""
     values = _values(found, ignore)
     single = all(one != _COLOURED and len(set(one) - {ignore}) <= 1 for one in found)
-    white = label in _WHITE and values <= _WHITE
+    white = label in WHITE and values <= WHITE
     return single and (white or (len(values) <= 1 and values <= known))
 
 

@@ -11,8 +11,9 @@ from medseg.errors import LabelError, UsageError
 from medseg.volumes_colour import apply_palette, is_grey
 from medseg.volumes_image import Raw
 
-__all__ = ["check_values", "colours_to_index", "interpret", "smallest_type", "to_integers", "value_counts"]
+__all__ = ["WHITE", "check_values", "colours_to_index", "interpret", "smallest_type", "to_integers", "value_counts"]
 
+WHITE = {1, 255, 65535}  # what programs write for the foreground of a mask: one, or the largest value of the type
 _TOLERANCE = 1e-3  # what a scale factor in float32 leaves of a whole number; interpolated labels are far above it
 _FEW = 16  # values in a row that are counted one by one
 _BLOCK = 1 << 22  # voxels whose int64 copy is held at a time

@@ -266,17 +266,16 @@ def test_killed_after_any_save_the_resumed_run_has_the_same_files(kept, place, t
         assert_same_record(kept, folder)
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_the_epoch_that_is_named_at_the_end_is_that_of_the_weights(place, tmp_path, monkeypatch, capsys, lost):
-    """Killed after the third epoch, and continued with other scores; `lost`: last.pt was damaged as well."""
-    scores, real, save = [0.5, 0.4, 0.9], Validator.__call__, CheckpointStore.save
+def killed_after(epoch, scores, place, output, monkeypatch):
+    """A run of four epochs, killed when last.pt of this one stands; validations take their scores from the list."""
+    scores, real, save = list(scores), Validator.__call__, CheckpointStore.save
 
     def scored(*arguments, **options):
         return dataclasses.replace(real(*arguments, **options), score=scores.pop(0))
 
     def killed(store, state, name="last", **options):
         path = save(store, state, name, **options)
-        if name == "last" and state["progress"]["epoch"] == 3:
+        if name == "last" and state["progress"]["epoch"] == epoch:
             raise Killed
         return path
 
@@ -284,12 +283,18 @@ def test_the_epoch_that_is_named_at_the_end_is_that_of_the_weights(place, tmp_pa
     monkeypatch.setattr(Validator, "__call__", scored)
     monkeypatch.setattr(CheckpointStore, "save", killed)
     with pytest.raises(Killed):
-        run(place, tiny_pipeline(epochs=4, iterations_per_epoch=1), output=tmp_path)
+        run(place, tiny_pipeline(epochs=4, iterations_per_epoch=1), output=output)
     monkeypatch.setattr(CheckpointStore, "save", save)
-    folder = next((tmp_path / "tiny").iterdir())
+    return next((output / "tiny").iterdir()), scores
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_epoch_that_is_named_at_the_end_is_that_of_the_weights(place, tmp_path, monkeypatch, capsys, lost):
+    """Killed after the third epoch, and continued with other scores; `lost`: last.pt was damaged as well."""
+    folder, scores = killed_after(3, [0.5, 0.4, 0.9], place, tmp_path, monkeypatch)
     third = read_state(folder / "last.pt")["network_state"]
     if lost:
-        save(CheckpointStore(folder), read_state(folder / "last.pt"), "best")
+        CheckpointStore(folder).save(read_state(folder / "last.pt"), "best")
         (folder / "last.pt").write_bytes(b"")
     scores[:] = [0.3, 0.2]
     capsys.readouterr()
@@ -306,25 +311,7 @@ def test_the_epoch_that_is_named_at_the_end_is_that_of_the_weights(place, tmp_pa
 
 def test_a_lost_best_is_found_anew(place, tmp_path, monkeypatch, capsys):
     """best.pt vanishes after the second epoch, which was worse than the first: the third counts, worse or not."""
-    scores, real, save = [0.9, 0.4], Validator.__call__, CheckpointStore.save
-
-    def scored(*arguments, **options):
-        return dataclasses.replace(real(*arguments, **options), score=scores.pop(0))
-
-    def killed(store, state, name="last", **options):
-        path = save(store, state, name, **options)
-        if name == "last" and state["progress"]["epoch"] == 2:
-            raise Killed
-        return path
-
-    monkeypatch.setattr(handlers, "_SAVE_SHARE", 1e9)  # after every epoch
-    monkeypatch.setattr(Validator, "__call__", scored)
-    monkeypatch.setattr(CheckpointStore, "save", killed)
-    pipeline = tiny_pipeline(epochs=4, iterations_per_epoch=1)
-    with pytest.raises(Killed):
-        run(place, pipeline, output=tmp_path)
-    monkeypatch.setattr(CheckpointStore, "save", save)
-    folder = next((tmp_path / "tiny").iterdir())
+    folder, scores = killed_after(2, [0.9, 0.4], place, tmp_path, monkeypatch)
     (folder / "best.pt").unlink()
     scores[:] = [0.3, 0.2]
     run(place, None, resume=folder, progress=True)

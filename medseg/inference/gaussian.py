@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -123,9 +124,9 @@ class GaussianTileInferer(TileInferer):
         device = device or self.device or image.device
         size = tuple(image.shape[1:])
         passes = self.passes(networks, len(size), device)
-        window = self.plan(size, networks[0], axis=axis).window
-        limit = self.at_once(passes, networks[0], image.shape[0], window)
-        plan = self.plan(size, networks[0], axis=axis, batch=max(1, limit // len(passes.flips)))
+        plan = self.plan(size, networks[0], axis=axis)
+        limit = self.at_once(passes, networks[0], image.shape[0], plan.window)
+        plan = replace(plan, batch=max(1, limit // len(passes.flips)))
         axis = plan.axis
         weights = [
             dict(zip(starts, shares(starts, extent, length, self.sigma), strict=True))

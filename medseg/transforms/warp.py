@@ -93,21 +93,27 @@ def warp_sample(
     if first.device.type != "cpu":
         positions = warp_positions(warps, first.device)
         done = {key: resample(array, positions, linear=key in linear) for key, array in out.items()}
-        for b, warp in enumerate(warps):
-            if not warp.moves:  # exactly, whatever its neighbours in the batch do
-                for key, array in out.items():
-                    done[key][b : b + 1] = _flip_only(array[b : b + 1], [warp])
-        return done
-    # on a CPU slab by slab, so that positions and indices stay in the cache instead of passing through memory
-    done = {key: torch.empty_like(array, memory_format=torch.contiguous_format) for key, array in out.items()}
-    thick = max(1, _SLAB * shape[0] // math.prod(shape))
+    else:
+        done = _by_slabs(out, warps, linear)
     for b, warp in enumerate(warps):
         if not warp.moves:  # exactly, whatever its neighbours in the batch do
             for key, array in out.items():
                 done[key][b : b + 1] = _flip_only(array[b : b + 1], [warp])
+    return done
+
+
+def _by_slabs(
+    arrays: Mapping[Any, torch.Tensor], warps: Sequence[Warp], linear: Sequence[Any]
+) -> dict[Any, torch.Tensor]:
+    """The samples that move, slab by slab: positions and indices stay in the CPU's cache."""
+    done = {key: torch.empty_like(array, memory_format=torch.contiguous_format) for key, array in arrays.items()}
+    shape = warps[0].shape
+    thick = max(1, _SLAB * shape[0] // math.prod(shape))
+    for b, warp in enumerate(warps):
+        if not warp.moves:
             continue
         plan = _Positions([warp])
-        sources = {key: array[b : b + 1].contiguous() for key, array in out.items()}
+        sources = {key: array[b : b + 1].contiguous() for key, array in arrays.items()}
         for start in range(0, shape[0], thick):
             positions = plan.slab(start, start + thick)
             for key, source in sources.items():
