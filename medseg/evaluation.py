@@ -20,7 +20,7 @@ from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, map_cases
-from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
+from medseg.evaluation_scoring import CaseScores, Scoring, collect_rows, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
@@ -156,7 +156,7 @@ def evaluate(
         more = score_observer(plan, reading, watched, scores=scores, workers=count, progress=progress)
         summary["observer"], note = more
         summary["notes"] += note
-    chosen, metric = choose_cases(rows, better)
+    chosen, metric = choose_cases(rows, better, summary["main_score"])
     attention = None
     if plan.run is not None:
         from medseg.evaluation_attention import AttentionMaps
@@ -216,8 +216,9 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
         name: [v for s in summaries for v in s["cases"].get(name, [])] for name in ("missing", "extra", "resampled")
     }
     summary = {
-        **{k: first.get(k) for k in ("schema", "kind", "medseg", "dataset", "protocol", "labels", "unit", "metrics")},
-        "title": f"{len(folders)} folds together: {first.get('title', '')}", "created": _now(),
+        **{k: first.get(k) for k in ("schema", "kind", "medseg", "dataset", "protocol", "main_score", "labels")},
+        "unit": first.get("unit"), "title": f"{len(folders)} folds together: {first.get('title', '')}",
+        "created": _now(),
         "runs": [Path(run).resolve().name for run in runs], "cases": {"count": len(seen), **joined}, "groups": groups,
         "volumes": [v for s in summaries for v in s.get("volumes", [])], "views": [], "calibration": [],
         "bootstrap": _bootstrap(groups, seed), "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
@@ -248,6 +249,7 @@ def _summarise(
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
         "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,
         "protocol": plan.protocol, **({"threshold": plan.threshold} if plan.threshold else {}),
+        "main_score": _main_score(plan.scoring, results[0].unit),
         "labels": {str(k): v for k, v in reading.labels.items()}, "unit": results[0].unit,
         "cases": {
             "count": len(plan.pairs), "missing": [pair.case for pair in plan.pairs if pair.prediction is None],
@@ -257,6 +259,13 @@ def _summarise(
         "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
         "volumes": volumes, "calibration": calibration_entries(results, reading.labels), "notes": notes,
     }  # fmt: skip
+
+
+def _main_score(scoring: Scoring, unit: str) -> str | None:
+    """The name in tables of the score by which the pipeline chose its weights; None where no pipeline says one."""
+    from medseg.metrics import METRICS
+
+    return METRICS[scoring.main[0]].shown(unit, **scoring.main[1]) if scoring.main else None
 
 
 def _numbered_differently(volumes: Sequence[Mapping[str, Any]]) -> list[str]:

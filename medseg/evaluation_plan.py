@@ -287,4 +287,7 @@ def _scoring(
     unique = tuple(dict.fromkeys((metric.name, tuple(sorted(arguments.items()))) for metric, arguments in parsed))
     # of a set that tells objects apart, predictions hold numbered objects, whatever is scored
     needs = objects or any(metric.needs == "instances" for metric, _ in parsed)
-    return Scoring(tuple((name, dict(arguments)) for name, arguments in unique), regions, unit, skip, needs), protocol
+    named = tuple((name, dict(arguments)) for name, arguments in unique)
+    # what the pipeline chose its best weights by, unless other scores were asked for
+    main = None if pipeline is None or not skip else next((one for one in named if one[0] == pipeline.best), None)
+    return Scoring(named, regions, unit, skip, needs, main=main), protocol

@@ -19,7 +19,8 @@ __all__ = ["Arrays", "CaseScores", "Scoring", "collect_rows", "label_values", "r
 @dataclass(frozen=True)
 class Scoring:
     """What is measured: metrics as `medseg.metrics` takes them, regions (name -> labels), unit, whether scores that
-    need probabilities may be left out where there are none, whether any case has some."""
+    need probabilities may be left out where there are none, whether any case has some; of `metrics` the one (name and
+    arguments) that stands for the others, None: a usual one."""
 
     metrics: tuple[Any, ...]
     regions: Mapping[str, Sequence[int]] | None = None
@@ -27,6 +28,7 @@ class Scoring:
     skip: bool = False
     instances: bool = False
     stored: bool = True
+    main: tuple[str, Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

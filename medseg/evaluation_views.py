@@ -19,14 +19,18 @@ from medseg.volumes import Geometry, check_pair, read_image
 __all__ = ["calibration_entries", "choose_cases", "said", "write_views"]
 
 
-def choose_cases(rows: Sequence[ScoreRow], better: Mapping[str, str]) -> tuple[list[tuple[str, str, float]], str]:
+def choose_cases(
+    rows: Sequence[ScoreRow], better: Mapping[str, str], wanted: str | None = None
+) -> tuple[list[tuple[str, str, float]], str]:
     """The best, the median and the three worst cases by the mean over labels of the main score, and that score's name.
+
+    `wanted` is the main score where there is such a one, see `main_metric`.
 
     Returns:
         [(case, role, value)], best first; fewer when there are fewer cases, none twice.
     """
     rows = [row for row in rows if row.case != POOLED]
-    metric = main_metric(row.metric for row in rows)
+    metric = main_metric((row.metric for row in rows), wanted)
     values: dict[str, list[float]] = {}
     for row in rows:
         if row.metric == metric:

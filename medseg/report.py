@@ -22,7 +22,7 @@ from medseg import __version__
 from medseg.errors import DataError
 from medseg.files import write_text
 from medseg.report_facts import hide_paths, read_log, read_plain_json, run_facts, training_curves
-from medseg.report_pictures import COLOURS, ERROR_COLOURS, draw_planes
+from medseg.report_pictures import COLOURS, ERROR_COLOURS, draw_planes, shows_objects
 from medseg.report_scores import score_sections
 from medseg.tables import ScoreRow, read_cases, read_summary, summarise_rows
 from medseg.views import read_views
@@ -97,7 +97,9 @@ def render(folder: Path, scores: Path | None) -> str:
     page["cases"] = _pictures(scores, summary) if scores else []
     page["cases_hint"] = _pictures_hint(page["cases"])
     page["sliders"] = any(len(plane.captions) > 1 for case in page["cases"] for plane in case["planes"])
-    page["swatches"] = [*_label_swatches(summary), *[(name, colour) for name, colour in ERROR_COLOURS.items()]]
+    objects = any(case["objects"] for case in page["cases"])
+    errors = [(name if not objects else name.replace("label", "object"), c) for name, c in ERROR_COLOURS.items()]
+    page["swatches"] = [*([] if objects else _label_swatches(summary)), *errors]
     page["curves"] = training_curves(columns)
     page["training_hint"] = _training_hint(columns)
     if notes:
@@ -112,13 +114,13 @@ def render(folder: Path, scores: Path | None) -> str:
 
 
 _SECTIONS = (
-    ("scores", "Scores"), ("spread", "Every case"), ("agreement", "Volumes"), ("cases", "Pictures"),
-    ("calibration", "Calibration"), ("training", "Training"), ("table", "All cases"), ("run", "What was run"),
-    ("words", "Words"),
+    ("scores", "Scores"), ("pooled", "Together"), ("spread", "Every case"), ("agreement", "Volumes"),
+    ("cases", "Pictures"), ("calibration", "Calibration"), ("training", "Training"), ("table", "All cases"),
+    ("run", "What was run"), ("words", "Words"),
 )  # fmt: skip
 _NEEDS = {
-    "scores": "scores", "spread": "strips", "agreement": "agreement", "cases": "cases", "calibration": "calibration",
-    "training": "curves", "table": "wide",
+    "scores": "scores", "pooled": "pooled", "spread": "strips", "agreement": "agreement", "cases": "cases",
+    "calibration": "calibration", "training": "curves", "table": "wide",
 }  # fmt: skip
 
 
@@ -171,8 +173,8 @@ def _pictures(scores: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         score = f"{view.metric} {view.score:.3f}. " if view.score is not None else ""
         spacing = f"Drawn with voxels of {size} {view.unit}" if view.unit != "px" else ""
         text = score + ". ".join(part for part in (view.part[:1].upper() + view.part[1:], spacing) if part) + "."
-        planes = draw_planes(view, labels)
-        shown.append({"number": number, "role": view.role, "name": view.case, "text": text, "planes": planes})
+        facts = {"planes": draw_planes(view, labels), "objects": shows_objects(view, labels)}
+        shown.append({"number": number, "role": view.role, "name": view.case, "text": text, **facts})
     return shown
 
 
@@ -180,6 +182,8 @@ def _pictures_hint(cases: list[dict[str, Any]]) -> str:
     if not cases:
         return ""
     roles = "The best case, the one in the middle and the worst ones" if len(cases) > 1 else "The only case"
+    if any(case["objects"] for case in cases):
+        roles += ". A predicted object has the colour of the object in the reference that it shares most with"
     if any(len(case["planes"]) > 1 for case in cases):
         return (
             f"{roles}. The patient's right (R) is at the left of the picture, as on a viewing station; A front, P "

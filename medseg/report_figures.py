@@ -61,6 +61,8 @@ def strip_plot(rows: Mapping[str, Sequence[ScoreRow]], scores: Mapping[str, Mapp
     shown += [s[k] for s in scores.values() for k in ("mean", "low", "high") if s.get(k) is not None]
     worst_left = better == "higher"
     edges = (left + (34 if lane and worst_left else 0), right - (34 if lane and not worst_left else 0))
+    if not head.unit and set(shown) <= {0.0, 1.0}:
+        shown += [0.0, 1.0]  # nothing found, or all of it: half of the scale would look like all of it
     x = Axis(shown, *edges)
     if not head.unit and all(0 <= v <= 1 for v in shown):
         x.bounded(0, 1)

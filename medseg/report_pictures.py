@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medseg.views import View
 
-__all__ = ["COLOURS", "ERROR_COLOURS", "Layer", "Plane", "draw_planes"]
+__all__ = ["COLOURS", "ERROR_COLOURS", "Layer", "Plane", "draw_planes", "match_objects", "shows_objects"]
 
 COLOURS = ("#35d3ff", "#ffd23f", "#ff7bd8", "#86f26a", "#ff9a4d", "#b9a1ff")  # per label, over grey images
 ERROR_COLOURS = {"agree": "#d8dee6", "missed": "#3b9cff", "too much": "#ff8a1f", "wrong label": "#ff4fc3"}
@@ -52,10 +52,12 @@ def draw_planes(view: View, labels: Mapping[int, str]) -> list[Plane]:
 
     Args:
         view: the case.
-        labels: index -> name; values outside are instances, whose error map shows foreground only.
+        labels: index -> name; values outside are instances: `match_objects` gives them their colours, and the error map
+            shows as wrong what belongs to another object than the one that its own is matched to.
     """
-    named = not labels or set(np.unique(view.prediction)) | set(np.unique(view.reference)) <= {0, *labels}
-    error = _error_map(view.prediction, view.reference, named)
+    if shows_objects(view, labels):
+        view = replace(view, prediction=match_objects(view.prediction, view.reference))
+    error = _error_map(view.prediction, view.reference)
     if not view.is_volume:
         return [_plane("picture", view, error, [0], lambda a, _: a, view.spacing, ("",))]
     planes = []
@@ -73,14 +75,54 @@ def draw_planes(view: View, labels: Mapping[int, str]) -> list[Plane]:
     return planes
 
 
-def _error_map(prediction: np.ndarray, reference: np.ndarray, named: bool) -> np.ndarray:
-    # 0 nothing, 1 agree, 2 missed, 3 too much, 4 wrong label
+def shows_objects(view: View, labels: Mapping[int, str]) -> bool:
+    """Whether the values are numbers of objects, not indices of labels."""
+    return bool(labels) and not set(np.unique(view.prediction)) | set(np.unique(view.reference)) <= {0, *labels}
+
+
+def match_objects(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Numbered objects, renumbered so that each gets the colour of the reference's object that it shares most with.
+
+    Args:
+        prediction, reference: numbered objects, 0 is background; of one shape.
+
+    Returns:
+        int64. The largest piece of an object of the reference gets its number, every other piece that number plus a
+        multiple of the number of colours, so that a line stays between them and they are not taken for equal. One
+        without a partner gets a number of its own above all others.
+
+    >>> match_objects(np.array([5, 5, 0, 8, 9]), np.array([2, 2, 0, 3, 3])).tolist()
+    [2, 2, 0, 3, 9]
+    """
+    numbers, index = np.unique(prediction, return_inverse=True)
+    index = index.reshape(prediction.shape)
+    references, other = np.unique(reference, return_inverse=True)
+    shared = np.zeros((numbers.size, references.size), np.int64)
+    np.add.at(shared, (index.ravel(), other.ravel()), 1)
+    shared[:, references == 0] = 0
+    step = len(COLOURS) * (int(references[-1]) // len(COLOURS) + 1)  # no number of the reference reaches it
+    given, used = np.zeros(numbers.size, np.int64), dict.fromkeys(references.tolist(), 0)
+    alone = step * (numbers.size + 1)
+    for place in np.argsort(-shared.max(1, initial=0), kind="stable"):  # the largest piece keeps its partner's number
+        if numbers[place] == 0:
+            continue
+        if shared[place].max(initial=0) == 0:
+            alone += 1
+            given[place] = alone
+            continue
+        partner = int(references[shared[place].argmax()])
+        given[place] = partner + step * used[partner]
+        used[partner] += 1
+    return given[index]
+
+
+def _error_map(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    # 0 nothing, 1 agree, 2 missed, 3 too much, 4 wrong label or object
     p, r = prediction != 0, reference != 0
     error = np.where(p & r, 1, 0).astype(np.uint8)
     error[r & ~p] = 2
     error[p & ~r] = 3
-    if named:
-        error[p & r & (prediction != reference)] = 4
+    error[p & r & (prediction != reference)] = 4
     return error
 
 

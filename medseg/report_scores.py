@@ -13,14 +13,6 @@ from medseg.tables_text import plain_number, signed_number
 __all__ = ["score_sections"]
 
 LINES = 1500  # lines of the table of all cases that the page carries; cases.csv has all
-MAIN = (
-    "Dice",
-    "SEG",
-    "mAP",
-    "PQ",
-    "IoU",
-    "VRand",
-)  # the score that the head of the page shows, first one that is there
 NEVER = "–"
 FEW = 5  # cases below which the head of the page does not speak of confidence
 
@@ -34,7 +26,9 @@ def score_sections(rows: Sequence[ScoreRow], summary: Mapping[str, Any]) -> dict
     """
     scores = summary.get("scores", [])
     by_case = [row for row in rows if row.case != POOLED]
-    page: dict[str, Any] = {"scores": [_score_line(s) for s in all_scores(summary)]}
+    lines = all_scores(summary)
+    page: dict[str, Any] = {"scores": [_score_line(s) for s in lines if s.get("level") != "pooled"]}
+    page["pooled"] = [_pooled_line(s) for s in lines if s.get("level") == "pooled"]
     page["cards"], page["sentences"] = _head(scores, summary, by_case)
     page["alerts"] = _alerts(by_case, summary)
     page["strips"] = _strips(by_case, scores)
@@ -49,13 +43,17 @@ def _cell(value: float | None, unit: str, css: str = "") -> dict[str, Any]:
     return {"text": plain_number(value, unit), "sort": "" if value is None else repr(float(value)), "css": css}
 
 
+def _named(s: Mapping[str, Any]) -> str:
+    return f"{s['metric']} ({s['unit']})" if s["unit"] else s["metric"]
+
+
+def _pooled_line(s: Mapping[str, Any]) -> dict[str, Any]:
+    over = "mean over patients" if s["metric"].startswith("Patient") else "all cases at once"
+    return {"label": s["label"], "name": _named(s), "value": _cell(s["mean"], s["unit"]), "over": over}
+
+
 def _score_line(s: Mapping[str, Any]) -> dict[str, Any]:
     unit = s["unit"]
-    name = f"{s['metric']} ({unit})" if unit else s["metric"]
-    if s.get("level") == "pooled":
-        cells = [_cell(s["mean"], unit), *[{"text": NEVER, "sort": "", "css": ""}] * 8]
-        whose = "as mean over patients" if s["metric"].startswith("Patient") else "over all cases at once"
-        return {"label": s["label"], "name": f"{name}, {whose}", "cells": cells}
 
     def span(low: str, high: str) -> dict[str, Any]:
         if s.get(low) is None:
@@ -74,7 +72,7 @@ def _score_line(s: Mapping[str, Any]) -> dict[str, Any]:
         span("q1", "q3"), count("n"), count("missed", "missed"), count("false_alarm", "false_alarm"),
         count("both_empty", "both_empty"),
     ]  # fmt: skip
-    return {"label": s["label"], "name": name, "cells": cells}
+    return {"label": s["label"], "name": _named(s), "cells": cells}
 
 
 def _head(
@@ -82,20 +80,21 @@ def _head(
 ) -> tuple[list, list]:
     cards, sentences = [], []
     cases = sorted({row.case for row in rows})
-    metric = main_metric(s["metric"] for s in scores if s.get("level") == "case") or main_metric(
-        s["metric"] for s in scores
+    wanted = summary.get("main_score")
+    metric = main_metric((s["metric"] for s in scores if s.get("level") == "case"), wanted) or main_metric(
+        (s["metric"] for s in scores), wanted
     )
-    for s in [s for s in scores if s["metric"] == metric][:6]:
-        has_interval = s.get("low") is not None
-        interval = (
-            f"95 % interval {plain_number(s['low'], s['unit'])} to {plain_number(s['high'], s['unit'])}"
-            if has_interval
-            else ""
-        )
+    shown = [s for s in scores if s["metric"] == metric]
+    for s in shown[:6]:
+        whole = s["label"] == "all" and len(shown) == 1  # of everything, and there is nothing to tell it from
+        interval = ""
+        if s.get("low") is not None and s["n"] >= FEW:
+            interval = f"95 % interval {plain_number(s['low'], s['unit'])} to {plain_number(s['high'], s['unit'])}"
         value = f"{plain_number(s['mean'], s['unit'])} {s['unit']}".strip()
-        cards.append({"value": value, "name": f"mean {metric}, {s['label']}", "note": interval, "kind": ""})
+        name = f"mean {metric}" if whole else f"mean {metric}, {s['label']}"
+        cards.append({"value": value, "name": name, "note": interval, "kind": ""})
         if s.get("level") == "case":
-            sentences.append(_sentence(s, metric or ""))
+            sentences.append(_sentence(s, metric or "", "In" if whole else f"{s['label']}: in"))
     # "all" repeats what the labels say, unless the scores are of all of them alone
     named = [r for r in rows if r.label != "all"] or rows
     missed = len({(r.case, r.label) for r in named if r.status == "missed"})
@@ -115,10 +114,10 @@ def _head(
     return cards, sentences[:4]
 
 
-def _sentence(s: Mapping[str, Any], metric: str) -> str:
+def _sentence(s: Mapping[str, Any], metric: str, start: str) -> str:
     n, unit = s["n"], s["unit"]
     mean, low, high = (plain_number(s.get(key), unit) for key in ("mean", "low", "high"))
-    text = f"{s['label']}: in {n} case{'s' * (n != 1)} the mean {metric} was {mean} {unit}".rstrip()
+    text = f"{start} {n} case{'s' * (n != 1)} the mean {metric} was {mean} {unit}".rstrip()
     if n < FEW:
         text += "; so few cases say little about others"
     elif s.get("low") is not None:

@@ -217,11 +217,11 @@ def summarise_rows(
     return scores
 
 
-def main_metric(names: Iterable[str]) -> str | None:
-    """The score that stands for the others: Dice where there is one, else one of the usual ones, else the first.
+def main_metric(names: Iterable[str], wanted: str | None = None) -> str | None:
+    """The score that stands for the others: the wanted one, else Dice, else one of the usual ones, else the first.
 
-    >>> main_metric(["HD95", "Dice"])
-    'Dice'
+    >>> main_metric(["HD95", "Dice"]), main_metric(["HD95", "Dice"], "HD95"), main_metric(["HD95", "Dice"], "SEG")
+    ('Dice', 'HD95', 'Dice')
     """
     names = list(dict.fromkeys(names))
-    return next((name for name in _MAIN if name in names), names[0] if names else None)
+    return next((name for name in (wanted, *_MAIN) if name in names), names[0] if names else None)

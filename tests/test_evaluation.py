@@ -622,6 +622,12 @@ def test_cases_to_show():
         "worst",
     ]
     assert choose_cases([], {}) == ([], "")
+    both = [
+        *rows([0.1, 0.9]),
+        *[ScoreRow(f"c{n}", "all", "SEG", v, "", "scored", "") for n, v in enumerate([0.8, 0.7])],
+    ]
+    assert choose_cases(both, {}, "SEG") == ([("c0", "best", 0.8), ("c1", "worst", 0.7)], "SEG")
+    assert choose_cases(both, {}, "PQ")[1] == "Dice"
     assert main_metric(["HD95", "IoU"]) == "IoU"
     assert main_metric(["HD95"]) == "HD95"
     assert main_metric([]) is None
@@ -767,6 +773,23 @@ def test_a_folder_of_runs_stands_for_its_newest(runs, tmp_path):
     assert result.folder == runs / "2026-11-21_090000_fold0" / "validation"
     named = evaluate(data / "labels", data / "labels", run=runs, data=data, workers=1, output=tmp_path / "out")
     assert named.summary["labels"] == {"1": "ball", "2": "core"}
+
+
+def test_the_score_that_chose_the_weights_is_the_main_one(runs, tmp_path):
+    from tiny import tiny_pipeline
+
+    from medseg.config import to_yaml
+
+    run, data = runs / "2026-11-21_090000_fold0", tmp_path / "data"
+    scores = {"metrics": ["Dice", {"SurfaceDice": {"tolerance": 2.0}}], "best": "SurfaceDice"}
+    (run / "pipeline.yaml").write_text(to_yaml(tiny_pipeline(**scores)))
+    assert evaluate(run, data=data, workers=1).summary["main_score"] == "SurfaceDice@2mm"
+    summary = pool_runs([run]).summary
+    assert summary["main_score"] == "SurfaceDice@2mm"
+    other = evaluate(run, data=data, workers=1, metrics="Dice,IoU", output=tmp_path / "out").summary
+    assert other["main_score"] is None
+    named = evaluate(data / "labels", data / "labels", run=run, data=data, workers=1, output=tmp_path / "two").summary
+    assert {view["metric"] for view in named["views"]} == {"SurfaceDice@2mm"}
 
 
 def test_other_scores_never_replace_a_runs_own(runs, tmp_path):

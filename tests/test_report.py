@@ -18,8 +18,8 @@ from medseg.metrics import METRICS
 from medseg.report import write_report
 from medseg.report_facts import read_log, run_facts
 from medseg.report_figures import agreement_plot, curve_plot, reliability_plot, strip_plot
-from medseg.report_pictures import draw_planes
-from medseg.report_scores import _score_line, score_sections
+from medseg.report_pictures import draw_planes, match_objects
+from medseg.report_scores import score_sections
 from medseg.report_svg import Axis, nice_ticks
 from medseg.report_words import plain_words
 from medseg.tables import SCHEMA, ScoreRow, write_cases, write_summary
@@ -266,9 +266,39 @@ def test_the_error_map_tells_missed_from_too_much_and_wrong_label():
     drawn = decode(plane.layers[2].strip)
     centres = ((np.arange(8) + 0.5) * plane.width / 8).astype(int)
     assert drawn[plane.height // 2, centres].tolist() == [2, 2, 1, 4, 3, 3, 0, 0]
-    # with instances (values that are no labels) only the foreground is compared
+    # objects (values that are no labels), numbered otherwise: the first is the reference's, the second a piece too many
+    view = make_view("c", prediction=prediction * 7, reference=reference, unit="px")
     (plane,) = draw_planes(view, {1: "a"})
-    assert decode(plane.layers[2].strip)[plane.height // 2, centres].tolist() == [2, 2, 1, 1, 3, 3, 0, 0]
+    assert decode(plane.layers[2].strip)[plane.height // 2, centres].tolist() == [2, 2, 1, 4, 3, 3, 0, 0]
+
+
+def test_an_object_gets_the_colour_of_its_partner_and_a_number_of_its_own():
+    reference = np.array([[1, 1, 1, 1, 0, 8, 8, 0, 0, 3]])
+    prediction = np.array([[4, 4, 4, 9, 9, 2, 2, 0, 5, 6]])
+    found = match_objects(prediction, reference)[0].tolist()
+    # 4 and 9 lie on 1 (9 is the smaller piece), 2 on 8, 6 on 3, 5 on nothing; 6 colours: colour of n is (n - 1) % 6
+    assert found[:3] == [1, 1, 1]
+    assert found[3] == found[4] != 1
+    assert (found[3] - 1) % 6 == 0
+    assert (found[5], found[7], found[9]) == (8, 0, 3)
+    assert found[8] not in {0, 1, 3, 8, found[3]}
+    assert len(set(found)) == 6
+    assert match_objects(np.zeros((2, 2), int), np.zeros((2, 2), int)).tolist() == [[0, 0], [0, 0]]
+    assert match_objects(np.array([3]), np.array([0])).tolist() != [0]
+
+
+def test_the_score_that_chose_the_weights_heads_the_page_and_few_cases_get_no_interval():
+    def line(metric, label, n):
+        return entry(metric, "", "higher") | {"label": label, "n": n}
+
+    scores = [line("Dice", "cell", 6), line("SEG", "all", 6)]
+    card, *_ = score_sections([], {"scores": scores})["cards"]
+    assert (card["name"], card["note"]) == ("mean Dice, cell", "95 % interval 0.300 to 0.700")
+    page = score_sections([], {"scores": scores, "main_score": "SEG"})
+    assert page["cards"][0]["name"] == "mean SEG"
+    assert page["sentences"][0].startswith("In 6 cases the mean SEG was 0.510; the true mean lies between 0.300 and")
+    page = score_sections([], {"scores": [line("SEG", "all", 4)], "main_score": "SEG"})
+    assert page["cards"][0]["note"] == ""
 
 
 def decode(address: str) -> np.ndarray:
@@ -320,6 +350,9 @@ def test_figures_hold_what_was_measured():
     assert "&lt;b&gt;" in curve_plot({"<b>": [(0, 1.0)]}, x_label="epoch", y_label="loss")
     strip = strip_plot({"a": rows()[:4:4]}, {}, "higher")
     assert strip.count("<circle") == 1
+    # two cases with nothing found: the scale is that of the score, 0 to 1
+    nothing = [ScoreRow(case, "a", "Dice", 0.0, "", "scored", "") for case in "ab"]
+    assert ">1</text>" in strip_plot({"a": nothing}, {}, "higher")
     assert "NaN" not in reliability_plot([{"probability": 0.0, "frequency": 0.0, "count": 0}], "x")
 
 
@@ -346,11 +379,13 @@ def test_scores_have_plain_words(metric):
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"), [("PooledDice", "over all cases at once"), ("PatientDice", "as mean over patients")]
+    ("metric", "said"), [("PooledDice", "all cases at once"), ("PatientDice", "mean over patients")]
 )
-def test_scores_over_all_cases_say_so(metric, said):
+def test_scores_over_all_cases_stand_in_a_table_of_their_own(metric, said):
     line = {"label": "liver", "metric": metric, "unit": "", "level": "pooled", "mean": 0.9, "status": "scored"}
-    assert _score_line(line)["name"] == f"{metric}, {said}"
+    page = score_sections([], {"scores": [line]})
+    assert page["scores"] == []
+    assert [(s["name"], s["value"]["text"], s["over"]) for s in page["pooled"]] == [(metric, "0.900", said)]
 
 
 def test_unknown_scores_have_none():
