@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medseg.component import Component, build_component
 from medseg.errors import LabelError, UsageError
 from medseg.transforms import InstancesToLabeld, InteriorBorderLabeld, RemapLabelsd, part_instances
 
@@ -96,6 +97,21 @@ def test_label_of_instances_keeps_classes():
     whole = InstancesToLabeld(part=False)({"instances": sample["instances"]})
     assert whole["label"].tolist() == [[[1, 1, 1, 1, 1, 0]]]
     assert InstancesToLabeld()({"image": 1}) == {"image": 1}
+
+
+def test_void_voxels_of_the_label_stay_void():
+    # two touching objects; three void voxels: between them and the border, on an object, on the gap that parts them
+    instances = torch.tensor([[[1, 1, 1, 2, 2, 0, 0]]], dtype=torch.int32)
+    label = torch.tensor([[[1, 255, 255, 1, 1, 0, 255]]], dtype=torch.uint8)
+    sample = {"instances": instances, "label": label}
+    assert InstancesToLabeld(ignore=255)(sample)["label"].tolist() == [[[1, 255, 255, 1, 1, 0, 255]]]
+    border = InteriorBorderLabeld(ignore=255)({key: values.repeat(1, 3, 1) for key, values in sample.items()})["label"]
+    assert border[0, 1].tolist() == [1, 255, 255, 1, 1, 0, 255]
+    # the program tells every transform the data set's own value
+    made = build_component(Component("InstancesToLabeld"), "transform", ignore=255)
+    assert made(sample)["label"].tolist() == [[[1, 255, 255, 1, 1, 0, 255]]]
+    with pytest.raises(UsageError):
+        InteriorBorderLabeld(ignore=2)
 
 
 def test_interior_and_border():

@@ -119,6 +119,7 @@ class InstancesToLabeld(MapTransform):
 
     Args:
         part: part touching instances by a one-voxel gap, in label and instances (see `part_instances`).
+        ignore: label value of voxels that count for nothing, which keep it; the data set's own when None.
         keys: (label, instances): names of the arrays written and read.
 
     A sample without instances (prediction) is given back as it is.
@@ -129,12 +130,16 @@ class InstancesToLabeld(MapTransform):
     """
 
     def __init__(
-        self, part: bool = True, keys: KeysCollection = ("label", "instances"), allow_missing_keys: bool = True
+        self,
+        part: bool = True,
+        ignore: int | None = None,
+        keys: KeysCollection = ("label", "instances"),
+        allow_missing_keys: bool = True,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 2:
             raise UsageError("two names are needed", field="keys", expected="label, instances", found=keys)
-        self.part = part
+        self.part, self.ignore = part, ignore
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its label."""
@@ -150,7 +155,8 @@ class InstancesToLabeld(MapTransform):
         inside = instances > 0
         if label_key in sample:
             old = plain(sample[label_key]).numpy()[0]
-            label = np.where(inside & (old > 0), old, inside).astype(old.dtype)
+            kept = inside & (old > 0) if self.ignore is None else (inside & (old > 0)) | (old == self.ignore)
+            label = np.where(kept, old, inside).astype(old.dtype)
         else:
             label = inside.astype(np.uint8)
         sample[label_key] = like(torch.from_numpy(label[None]), model)
@@ -162,6 +168,7 @@ class InteriorBorderLabeld(MapTransform):
 
     Args:
         width: voxels; the border lies inside the instance, so that the foreground is unchanged.
+        ignore: value of voxels that count for nothing, which keep it; the data set's own when None.
         keys: (label, instances): names of the arrays written and read.
 
     An instance too thin to have an interior keeps its innermost voxels as one.
@@ -174,14 +181,23 @@ class InteriorBorderLabeld(MapTransform):
     out_channels = 3
 
     def __init__(
-        self, width: int = 1, keys: KeysCollection = ("label", "instances"), allow_missing_keys: bool = True
+        self,
+        width: int = 1,
+        ignore: int | None = None,
+        keys: KeysCollection = ("label", "instances"),
+        allow_missing_keys: bool = True,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if width < 1:
             raise UsageError("a border has at least one voxel", field="width", found=width)
+        if ignore is not None and ignore < self.out_channels:
+            raise UsageError(
+                "the value of voxels that count for nothing is one of the classes written",
+                field="ignore", expected=f"{self.out_channels} or more", found=ignore,
+            )  # fmt: skip
         if len(self.keys) != 2:
             raise UsageError("two names are needed", field="keys", expected="label, instances", found=keys)
-        self.width = width
+        self.width, self.ignore = width, ignore
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its label."""
@@ -207,6 +223,9 @@ class InteriorBorderLabeld(MapTransform):
                 interior = own & (distance == distance[own].max())
             label[wide][own] = 2
             label[wide][interior] = 1
+        if self.ignore is not None and label_key in sample:
+            label = label.astype(np.uint8 if self.ignore < 256 else np.int16)
+            label[plain(sample[label_key]).numpy()[0] == self.ignore] = self.ignore
         sample[label_key] = like(torch.from_numpy(label[None]), sample[instance_key])
         return sample
 
