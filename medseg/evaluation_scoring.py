@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from medseg.errors import GeometryError
 from medseg.evaluation_pairs import Pair, Reading
 from medseg.evaluation_probabilities import StoredProbabilities, calibration
 from medseg.tables import ScoreRow
-from medseg.volumes import Geometry, read_label
+from medseg.volumes import Geometry, check_pair, read_label
 
 __all__ = ["Arrays", "CaseScores", "Scoring", "collect_rows", "label_values", "read_arrays", "score_pair"]
 
@@ -93,7 +94,7 @@ def read_arrays(pair: Pair, reading: Reading, *, instances: bool = False) -> Arr
     if pair.prediction is None:
         return Arrays(None, reference, geometry, (None, objects), fov)
     array, own, grid = _read(pair.prediction, reading, reading.prediction_encoding, pair.case, None, instances)
-    if grid.shape != geometry.shape or not _same(grid, geometry):
+    if not _same(geometry, grid):
         array = _resample(array, grid, geometry)
         own = None if own is None else _resample(own, grid, geometry)
     return Arrays(array, reference, geometry, (own, objects), fov)
@@ -126,7 +127,12 @@ def _read(
 
 
 def _same(one: Geometry, two: Geometry) -> bool:
-    return one.unit != two.unit or np.allclose(one.affine, two.affine, atol=0.5 * min(two.spacing))
+    """Whether `check_grids` takes the two for one grid: what it calls another one is resampled."""
+    try:
+        check_pair(one, two)
+    except GeometryError:
+        return False
+    return True
 
 
 def _resample(array: np.ndarray, own: Geometry, target: Geometry) -> np.ndarray:
@@ -137,7 +143,8 @@ def _resample(array: np.ndarray, own: Geometry, target: Geometry) -> np.ndarray:
         scale = np.array(own.shape) / np.array(target.shape)
         return resample(array, scale, tuple((scale - 1) / 2), target.shape, order=0, mode="nearest")
     way = np.linalg.inv(own.affine) @ target.affine
-    return resample(array, way[:3, :3], tuple(way[:3, 3]), target.shape, order=0, mode="constant", cval=0)
+    # "constant" would end at the centres of the border voxels; a voxel reaches half of its size further
+    return resample(array, way[:3, :3], tuple(way[:3, 3]), target.shape, order=0, mode="grid-constant", cval=0)
 
 
 def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
@@ -207,11 +214,13 @@ def collect_rows(results: Sequence[CaseScores], metrics: Sequence[Any]) -> tuple
 def _volumes(
     arrays: Arrays, reading: Reading, unit: str, regions: Mapping[str, Sequence[int]] | None
 ) -> dict[str, tuple[float, float, str]]:
+    from medseg.metrics.overlap import scored_voxels
+
     dims = arrays.reference.ndim
     size = float(np.prod(arrays.geometry.spacing)) if unit == "mm" else 1.0
     name = {(3, "mm"): "mL", (2, "mm"): "mm²", (2, "px"): "px"}.get((dims, unit), "voxel")
     size = size / 1000 if name == "mL" else size
-    valid = None if arrays.fov is None else arrays.fov != 0
+    valid = scored_voxels(arrays.reference, arrays.fov, reading.ignore)
     volumes = {}
     for label, values in (regions or {label: (index,) for index, label in reading.labels.items()}).items():
         counted = []

@@ -175,6 +175,42 @@ def test_resampling_is_the_explicit_way_out(folders):
     assert result.summary["cases"]["resampled"] == ["case_1"]
 
 
+def whole_and_coarse(tmp_path, spacing, shape):
+    """A reference of 8 x 8 x 8 mm that is liver throughout; a prediction that is, on its grid from the same corner."""
+    affine = np.diag([spacing] * 3 + [1.0])
+    affine[:3, 3] = (spacing - 1) / 2  # centres of voxels, so that the volumes' corners lie upon one another
+    save(tmp_path / "ref" / "a.nii.gz", np.ones((8, 8, 8)), np.eye(4))
+    save(tmp_path / "pred" / "a.nii.gz", np.ones(shape), affine)
+    result = evaluate(
+        tmp_path / "pred", tmp_path / "ref", labels="1=liver", workers=1, resample=True, metrics=["Sensitivity"]
+    )
+    assert result.summary["cases"]["resampled"] == ["a"]
+    return next(row.value for row in result.rows)
+
+
+def test_resampling_reaches_the_edge_of_the_border_voxels(tmp_path):
+    # 4 x 4 x 4 voxels of 2 mm fill the same 8 mm: nothing is lost at the border
+    assert whole_and_coarse(tmp_path, 2.0, (4, 4, 4)) == 1.0
+    # 2 x 2 x 2 voxels of 3 mm fill the first 6 of them
+    assert whole_and_coarse(tmp_path, 3.0, (2, 2, 2)) == pytest.approx((6 / 8) ** 3)
+
+
+def test_a_prediction_of_other_spacing_and_the_same_shape_is_resampled(tmp_path):
+    # 8 voxels of 0.75 mm fill the first 6 of 8 mm on each axis
+    assert whole_and_coarse(tmp_path, 0.75, (8, 8, 8)) == pytest.approx((6 / 8) ** 3)
+
+
+def test_void_voxels_have_no_part_in_the_volumes(tmp_path):
+    reference = cube()
+    reference[10:14, 10:14, 3:9] = 255
+    save(tmp_path / "ref" / "a.nii.gz", reference)
+    save(tmp_path / "pred" / "a.nii.gz", (reference > 0).astype(np.uint8))
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", labels="1=liver", workers=1, ignore=255, metrics=["Dice"])
+    assert result.summary["scores"][0]["mean"] == 1.0
+    (volume,) = result.summary["volumes"]
+    assert volume["prediction"] == volume["reference"] == pytest.approx(6**3 * 2.5 / 1000)  # mL
+
+
 def test_values_that_are_no_labels_and_broken_files_are_all_told(folders):
     save(folders / "pred" / "case_0.nii.gz", cube(value=7))
     (folders / "pred" / "case_2.nii.gz").write_bytes((folders / "pred" / "case_3.nii.gz").read_bytes()[:-9])
