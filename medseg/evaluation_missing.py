@@ -78,10 +78,11 @@ def measure_missing(
 
 
 def _wrong(reference: np.ndarray, valid: np.ndarray, labels: Collection[int]) -> np.ndarray:
-    """A voxel of each label that the reference lacks, where it has nothing and voxels count."""
+    """A voxel of each label that the reference lacks, among those that count: where it has nothing, if it has that."""
     prediction = np.zeros(reference.shape, np.int32)
-    free = np.flatnonzero(valid & (reference == 0)) if valid.any() else range(reference.size)
     absent = [label for label in labels if label and not (reference == label).any()]
-    for place, label in zip(free, absent, strict=False):
+    counted = valid if valid.any() else ~valid
+    free, taken = (np.flatnonzero(counted & part)[: len(absent)] for part in (reference == 0, reference != 0))
+    for place, label in zip([*free, *taken], absent, strict=False):
         prediction.flat[place] = label
     return prediction

@@ -69,7 +69,9 @@ def test_a_missing_prediction_does_not_find_a_part_of_a_region(tmp_path):
     # organ everywhere and no tumour: a tumour put on it would be a voxel of organ that was found
     found = missing(tmp_path, EVERYWHERE, {1: "organ", 2: "tumour"}, metrics, regions=regions)
     assert [row.value for row in found.rows] == [0.0] * 5  # two of each structure, one of the case
-    # half of it background: the share of tumour in the organ cannot be right, either
+    # nor is the share of tumour in the organ right: all of it instead of nothing
+    assert [terms.largest for terms in found.result.terms.values()] == [1.0]
+    # half of it background: nothing changes
     half = EVERYWHERE.copy()
     half[16:] = 0
     found = missing(tmp_path, half, {1: "organ", 2: "tumour"}, metrics, regions=regions)
