@@ -107,7 +107,13 @@ class Session:
         return flag
 
     def set_rate(self) -> float:
-        """Set the learning rates for the next iteration; returns the first."""
+        """Set the learning rates for the next iteration; returns the first.
+
+        When the minutes pass within a step of `accumulate` iterations, it keeps the rate that it has: the schedule ends
+        at 0, as a rule, and the step would be lost.
+        """
+        if self.progress.iteration and self.budget.is_spent(self.progress):
+            return self.progress.rate
         factor = self.schedule(self.budget.share(self.progress), self.progress.epoch)
         for group, rate in zip(self.step.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor

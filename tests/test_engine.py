@@ -251,6 +251,22 @@ def test_a_budget_that_ends_within_a_step_spans_it():
     assert {key: budget(iterations=key[0], accumulate=key[1]).total for key in totals} == totals
 
 
+def test_minutes_that_pass_within_a_step_leave_it_its_rate():
+    """Two iterations to a step, ten minutes: the last step begins after 9 of them and is done after 10.5."""
+    groups = [{"lr": 1.0}, {"lr": 1.0}]
+    session: Any = SimpleNamespace(
+        budget=budget(minutes=10, accumulate=2), schedule=PolynomialLR(power=1.0), rates=[0.5, 2.0],
+        step=SimpleNamespace(optimizer=SimpleNamespace(param_groups=groups)), progress=Progress(),
+    )  # fmt: skip
+    rates = []
+    for number, minutes in enumerate((0.0, 5.0, 9.0, 10.5)):
+        session.progress.iteration, session.progress.minutes = number, minutes
+        session.progress.rate = Session.set_rate(session)
+        rates.append([group["lr"] for group in groups])
+    assert rates == [pytest.approx(pair) for pair in ([0.5, 2.0], [0.25, 1.0], [0.05, 0.2], [0.05, 0.2])]
+    assert session.progress.rate == pytest.approx(0.05)
+
+
 def test_a_budget_in_minutes_goes_on_with_the_minutes_that_were_left(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(engine_session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
