@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,8 @@ __all__ = [
     "write_segmentation",
 ]
 
+_STEPS = 256  # numbers between the least and the largest value of an image, as few as of 8 bits
+
 
 def read_image(
     path: str | Path,
@@ -74,7 +77,8 @@ def read_image(
 
     Raises:
         FormatError: E301 - E309, not readable as what it is named, cut off, damaged, too large.
-        DataError: E310 dimensions or channels, E311 NaN, E312 all NaN, E314 colour, E34x DICOM.
+        DataError: E310 dimensions or channels, E311 NaN, infinite, or beyond single precision, E312 all NaN, E314
+            colour, E34x DICOM.
         GeometryError: E32x, an affine that is broken, sheared or ambiguous.
 
     >>> import nibabel, tempfile
@@ -233,8 +237,10 @@ def _check_numbers(
     array: np.ndarray, nan: str | float, path: Path, case: str | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     low, high = array.min(), array.max()  # NaN and infinity show here, without a mask of the image's size
-    if array.dtype.kind == "f" and not (np.isfinite(low) and np.isfinite(high)):
-        bad = ~np.isfinite(array)
+    with np.errstate(over="ignore"):  # what single precision cannot hold is infinite in all that follows
+        infinite = array.dtype.kind == "f" and not np.isfinite(np.array([low, high], np.float32)).all()
+        bad = ~np.isfinite(array.astype(np.float32, copy=False)) if infinite else None
+    if bad is not None:
         count = int(np.count_nonzero(bad))
         if count == array.size:
             raise DataError(
@@ -248,4 +254,16 @@ def _check_numbers(
             raise DataError(message, code="E311", case=case, file=path, expected="finite", found=what, fix=fix)
         array = np.where(bad, array.dtype.type(nan), array)
         return array, (f"E311: NaN or infinite voxels replaced by {nan:g}: {what}",)
-    return array, ((f"E313: the image is constant: {low:g}",) if low == high else ())
+    return array, ((f"E313: the image is constant: {low:g}",) if low == high else _coarse(array.dtype, low, high))
+
+
+def _coarse(kind: np.dtype, low: Any, high: Any) -> tuple[str, ...]:
+    """A note where single precision, in which images are computed, has few numbers from the least to the largest."""
+    if kind.itemsize < 4 or (kind.kind == "f" and kind.itemsize == 4):
+        return ()
+    low, high = low.item(), high.item()
+    steps = (high - low) / float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if steps >= _STEPS:
+        return ()
+    text = f"E328: of the values from {low:.15g} to {high:.15g} single precision tells at most {int(steps) + 1} apart"
+    return (f"{text}; subtract an offset and save the image anew",)

@@ -134,6 +134,39 @@ def test_constant_image_is_read_and_noted(tmp_path: Path) -> None:
     assert any(note.startswith("E313") for note in read_image(tmp_path / "a.nii").notes)
 
 
+def test_values_beyond_single_precision_are_infinite(tmp_path: Path) -> None:
+    array = np.zeros((3, 4, 5))
+    array[1, 2, 3] = -np.finfo(np.float64).max  # what some programs write where there is no value
+    (tmp_path / "a.nii").write_bytes(corpus.nifti(array))
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / "a.nii")
+    assert caught.value.code == "E311"
+    assert "1 of 60 voxels, the first at (1, 2, 3)" in str(caught.value)
+    assert read_image(tmp_path / "a.nii", nan=0.0).array.tolist() == np.zeros((1, 3, 4, 5)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "told"),
+    [
+        (3_000_000_000, 3_000_000_100, np.uint32, "at most 1 apart"),  # float32 steps by 256 there
+        (2.0**31, 2.0**31 + 1024, np.float64, "at most 5 apart"),
+        (1000.0, 1000.001, np.float64, "at most 17 apart"),  # by 2^-14
+        (2**24, 2**24 + 600, np.int32, None),  # by 2: 300 steps
+        (0, 100, np.int32, None),
+        (-1e-12, 1e-12, np.float64, None),
+        (1000.0, 1000.001, np.float32, None),  # nothing is lost
+    ],
+)
+def test_values_that_single_precision_cannot_tell_apart_are_noted(tmp_path: Path, low, high, dtype, told) -> None:
+    array = np.linspace(low, high, 27).astype(dtype).reshape(3, 3, 3)
+    (tmp_path / "a.nii").write_bytes(corpus.nifti(array))
+    volume = read_image(tmp_path / "a.nii")
+    assert volume.array[0].tolist() == array.tolist()
+    notes = [note for note in volume.notes if note.startswith("E328")]
+    assert len(notes) == (told is not None)
+    assert all(told in note for note in notes)
+
+
 def test_four_dimensions(tmp_path: Path) -> None:
     array = corpus.image((4, 5, 6, 2))
     (tmp_path / "a.nii").write_bytes(corpus.nifti(array))

@@ -87,6 +87,8 @@ class LargePicture:
             raise DataError(
                 message, code="E310", case=self.case, file=self.path, expected=wanted, found=len(pixels), fix=fix
             )
+        with np.errstate(over="ignore"):  # as of an image read whole, what single precision cannot hold is infinite
+            pixels = pixels.astype(np.float32, copy=False) if pixels.dtype.kind == "f" else pixels
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             if isinstance(self.spec.nan, str):
                 message = "the image has NaN or infinite voxels"
