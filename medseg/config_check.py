@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.component import Component, build_component, check_component, find_protocol, parse_component
+from medseg.component_table import find_part
 from medseg.config import Pipeline, load_dataset
 from medseg.config_dataset import DatasetSpec
 from medseg.config_override import BUDGETS
@@ -50,6 +51,7 @@ def check_pipeline(
         found += [_place(fault, document, (*path, part.name)) for fault in faults]
         if not faults:
             sound[path] = (part, kind)
+    found += _without_side(document, sound)
     spec = _spec(document, found, root)
     patch = pipeline.train.patch if pipeline else None
     # two numbers for a volume: a 2-D network on its slices
@@ -113,6 +115,19 @@ def _across_keys(document: Document, found: list[MedsegError]) -> Iterator[Medse
                 "`best` is none of the metrics", code="E114", field="best", file=str(document.place(("best",))),
                 expected=", ".join(measured), found=best,
             )  # fmt: skip
+
+
+def _without_side(document: Document, sound: dict[Path_, tuple[Component, str]]) -> Iterator[MedsegError]:
+    """A signed error as `best`: of two networks the one that finds most beside the structure would be the better."""
+    best = document.value.get("best") if isinstance(document.value, dict) else None
+    named = {part.name: find_part(kind, part.name) for part, kind in sound.values() if kind == "metric"}
+    if best in named and named[best].better == "none":
+        sided = [name for name, metric in named.items() if metric.better != "none"]
+        yield ConfigError(
+            f"{best} is a signed error: neither more nor less of it is better", code="E118", field="best",
+            file=str(document.place(("best",))), expected=" or ".join(sided) or "a score that has a better side",
+            found=best,
+        )  # fmt: skip
 
 
 def _spec(document: Document, found: list[MedsegError], root: str | Path | None) -> DatasetSpec | None:

@@ -264,6 +264,16 @@ def test_each_fault_is_told_with_its_place(folder, old, new, place, field, fix):
         assert problem.fix == fix
 
 
+def test_a_signed_error_picks_no_weights(folder):
+    """Of two networks the one that finds most beside the structure would be the better."""
+    change(folder, "metrics: [Dice,", "metrics: [Dice, RVD,")
+    load_pipeline("tiny")
+    change(folder, "best: Dice", "best: RVD")
+    (found,) = problems_of(lambda: load_pipeline("tiny"))
+    assert (found.field, found.code, found.expected) == ("best", "E118", "Dice or SurfaceDice")
+    assert (found.file or "").startswith("pipelines/tiny.yaml:18:")
+
+
 def test_all_faults_of_a_pipeline_come_together(folder):
     change(folder, "augment:", "augmnet:")
     change(folder, "epochs: 3", "epochs: -3")
