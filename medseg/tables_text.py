@@ -10,16 +10,20 @@ __all__ = ["latex_table", "markdown_table", "plain_number", "signed_number", "ta
 
 
 def plain_number(value: float | None, unit: str = "") -> str:
-    """A score as people read it: ratios with three decimals, others with three or four digits.
+    """A score as people read it: ratios with three decimals, others with two to four digits.
 
     >>> plain_number(0.91234), plain_number(12.3456, "mm"), plain_number(1234.6, "mL"), plain_number(None)
     ('0.912', '12.3', '1235', '–')
+    >>> plain_number(0.004321, "mL"), plain_number(0.0, "mL")  # a lesion of four voxels is not nothing
+    ('0.0043', '0.00')
     """
     if value is None or not math.isfinite(value):
         return "–"
     if unit in ("", "1") and abs(value) < 10:
         return f"{value:.3f}"
     size = abs(value)
+    if 0 < size < 0.1:
+        return f"{value:.2g}"
     return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 
