@@ -143,6 +143,7 @@ def evaluate(
     watched = None if observer is None else find_observer(plan.pairs, observer, data, affine=plan.reading.affine)
     probe_writable(plan.output)
     resampled = check_grids(plan.pairs, resample=resample, affine=plan.reading.affine)
+    plan = _without_probabilities(plan, resampled)
     count = count_workers(workers, len(plan.pairs))
     reading, notes = settle_labels(plan, workers=count, progress=progress)
     scoring = replace(plan.scoring, stored=any(pair.probabilities for pair in plan.pairs))
@@ -226,6 +227,14 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     }  # fmt: skip
     target = Path(output) if output is not None else Path(runs[0]).parent / "cross_validation"
     return _write(target, rows, summary, ())
+
+
+def _without_probabilities(plan: Plan, resampled: Sequence[str]) -> Plan:
+    """Masks are brought to the references' grids, stored probabilities are not: those cases have none."""
+    pairs = [replace(pair, probabilities=None) if pair.case in resampled else pair for pair in plan.pairs]
+    left = sum(one != two for one, two in zip(pairs, plan.pairs, strict=True))
+    told = f"{left} resampled cases: their stored probabilities lie on another grid and were left out."
+    return replace(plan, pairs=pairs, notes=[*plan.notes, *([told] if left else [])])
 
 
 def _summarise(

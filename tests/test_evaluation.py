@@ -21,6 +21,7 @@ from medseg.evaluation_pool import count_workers
 from medseg.evaluation_probabilities import calibration_counts
 from medseg.evaluation_views import choose_cases
 from medseg.files import safe_stem
+from medseg.inference.outputs import probability_file
 from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
 from medseg.tables_text import latex_table, markdown_table
 from medseg.views import read_views
@@ -198,6 +199,24 @@ def test_resampling_reaches_the_edge_of_the_border_voxels(tmp_path):
 def test_a_prediction_of_other_spacing_and_the_same_shape_is_resampled(tmp_path):
     # 8 voxels of 0.75 mm fill the first 6 of 8 mm on each axis
     assert whole_and_coarse(tmp_path, 0.75, (8, 8, 8)) == pytest.approx((6 / 8) ** 3)
+
+
+def test_probabilities_on_another_grid_are_left_out(tmp_path):
+    """The same structure on a grid that runs the other way: of the same shape, but each voxel is elsewhere."""
+    reference, flipped = cube(), np.diag([1.0, -1.0, 2.5, 1.0])
+    flipped[0, 3] = -19
+    for case, array, affine in (("a", reference, AFFINE), ("b", reference[::-1], flipped)):
+        save(tmp_path / "ref" / f"{case}.nii.gz", reference)
+        save(tmp_path / "pred" / f"{case}.nii.gz", array, affine)
+        with probability_file(tmp_path / "pred" / f"{case}.probabilities.zarr", array.shape) as put:
+            put((slice(None),) * 3, np.stack([1.0 - array, array]))
+    facts = {"labels": "1=liver", "workers": 1, "resample": True}
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", protocol="drive", **facts)
+    values = {(row.case, row.metric): row.value for row in result.rows}
+    assert values["a", "AUC"] == values["a", "Dice"] == values["b", "Dice"] == values["all cases", "PooledAUC"] == 1.0
+    assert ("b", "AUC") not in values
+    assert [entry["error"] for entry in result.summary["calibration"]] == [0.0]
+    assert any("1 resampled cases" in note for note in result.summary["notes"])
 
 
 def test_void_voxels_have_no_part_in_the_volumes(tmp_path):
