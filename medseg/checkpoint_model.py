@@ -128,7 +128,9 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
         dataset = DatasetSpec.from_dict(state["dataset"])
         channels = {"in_channels": int(state["in_channels"]), "out_channels": int(state["out_channels"])}
         weights = state["sha256"] if "onnx" in state else state.get("average_state") or state["network_state"]
-        network = build_component(pipeline.network, "network", spatial_dims=len(pipeline.train.patch), **channels)
+        # the file of weights that training began with is needed no more, and may be anywhere
+        part = pipeline.network.without("weights")
+        network = build_component(part, "network", spatial_dims=len(pipeline.train.patch), **channels)
     except (KeyError, TypeError, ConfigError) as error:
         text = "the checkpoint lacks what a model needs, or is of another version of medseg"
         raise CheckpointError(text, code="E362", file=file, found=str(error).splitlines()[0]) from error

@@ -54,6 +54,14 @@ class Component:
         """
         return {self.name: dict(self.arguments)} if self.arguments else self.name
 
+    def without(self, *names: str) -> Component:
+        """The same part without the arguments of these names.
+
+        >>> Component("ResUNet", {"norm": "batch", "weights": "resnet34.pth"}).without("weights").plain()
+        {'ResUNet': {'norm': 'batch'}}
+        """
+        return Component(self.name, {n: v for n, v in self.arguments.items() if n not in names})
+
 
 def parse_component(value: Any) -> Component:
     """Read `Name` or `{Name: {argument: value}}`; a Component is returned as it is.

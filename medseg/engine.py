@@ -36,8 +36,12 @@ __all__ = [
 Criterion = Callable[..., torch.Tensor]
 
 
-def build_network(pipeline: Pipeline, *, in_channels: int, out_channels: int, seed: int | None = None) -> nn.Module:
+def build_network(
+    pipeline: Pipeline, *, in_channels: int, out_channels: int, seed: int | None = None, begun: bool = False
+) -> nn.Module:
     """The pipeline's network, on the CPU in fp32; its weights follow from `seed` when one is given.
+
+    `begun`: a checkpoint's weights come next, so that the file of `weights:` is not looked for.
 
     Raises:
         ConfigError: unknown network or arguments that it refuses.
@@ -46,7 +50,7 @@ def build_network(pipeline: Pipeline, *, in_channels: int, out_channels: int, se
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        return build_component(pipeline.network, "network", **facts)
+        return build_component(pipeline.network.without("weights") if begun else pipeline.network, "network", **facts)
 
 
 def check_patch(network: Any, patch: Sequence[int]) -> tuple[int, ...]:

@@ -201,7 +201,8 @@ def _facts_of_run(folder: Path, data: str | Path | None) -> tuple[Any, Any]:
     except UsageError as error:  # names and scores of the sets that come with medseg are known without a folder
         missing = error
     try:
-        pipeline = load_pipeline(folder / "pipeline.yaml", root=root)
+        # what it trained with need not be there any more: the weights that its network began with, for one
+        pipeline = load_pipeline(folder / "pipeline.yaml", root=root, check=False)
         return pipeline, load_dataset(pipeline.dataset, root=root)
     except ConfigError:
         if missing is not None:

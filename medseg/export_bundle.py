@@ -68,7 +68,7 @@ def _inference(model: Any) -> dict[str, Any]:
         _NETWORK: {
             "_target_": "medseg.package.traced_network", "name": pipeline.network.name,
             "spatial_dims": len(pipeline.train.patch), "in_channels": model.metadata["in_channels"],
-            "out_channels": model.metadata["out_channels"], **dict(pipeline.network.arguments),
+            "out_channels": model.metadata["out_channels"], **pipeline.network.without("weights").arguments,
         },
         "model": "$medseg.load_model(@bundle_root, device=@device)",
         "network": "$@model.network",

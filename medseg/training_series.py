@@ -63,7 +63,9 @@ def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
         if begun and found is not None and found[0] == wanted[0] and found[1] is not None:
             runs[found[1]] = run
     root = data_root(data, known=RunFolder(newest).data)
-    pipeline = load_pipeline(newest / "pipeline.yaml", root=root).model_copy(update={"name": newest.parent.name})
+    # checked when the series began; what only a new fold needs (a file of weights) is looked for by that fold
+    pipeline = load_pipeline(newest / "pipeline.yaml", root=root, check=False)
+    pipeline = pipeline.model_copy(update={"name": newest.parent.name})
     return Series(pipeline, root, newest.parent.parent, runs)
 
 

@@ -138,7 +138,7 @@ def prepare(
     ]
     slices = 2 * pipeline.train.context_slices + 1
     channels = {"in_channels": slices * _channels(training, spec), "out_channels": _classes(pipeline, spec, stored)}
-    network = build_network(pipeline, seed=pipeline.train.seed, **channels)
+    network = build_network(pipeline, seed=pipeline.train.seed, begun=not fresh, **channels)
     margin = crop_margin(pipeline.train.patch, check_patch(network, pipeline.train.patch))
     augmentation = Augmentation(pipeline.augment)
     on_device = hardware.device.type == "cuda"

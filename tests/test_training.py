@@ -33,7 +33,11 @@ from medseg.engine import TrainStep
 from medseg.engine_budget import Progress
 from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
+from medseg.evaluation import evaluate
+from medseg.export import export_bundle
 from medseg.handlers_signals import Signals
+from medseg.networks import ResUNet
+from medseg.package import traced_network
 from medseg.run import RunFolder
 from medseg.training import find_learning_rate, train
 from medseg.training_intensity import intensity_notices
@@ -575,6 +579,26 @@ def test_every_network_trains(place, network, patch):
     (row,) = state_of(folder)["progress"]["history"]
     assert math.isfinite(row["loss"])
     assert math.isfinite(row["score"])
+
+
+def test_the_file_of_weights_that_a_run_began_with_is_needed_no_more(place, tmp_path):
+    """Checkpoints hold all weights: the file may be gone, or be on another machine."""
+    options = {"channels": [4, 4, 8, 8], "blocks": [1, 1, 1, 1]}
+    published = tmp_path / "published.pt"
+    torch.save(ResUNet(2, 1, 3, **options).encoder.state_dict(), published)
+    network = {"ResUNet": {**options, "weights": str(published)}}
+    pipeline = tiny_pipeline(network=network, patch=[32, 32], epochs=1, iterations_per_epoch=1)
+    folder = run(place, pipeline, output=tmp_path / "runs")
+    published.unlink()
+    first = load_model(folder).network.state_dict()
+    assert all(torch.equal(first[name], value) for name, value in read_state(folder / "best.pt")["network_state"].items())
+    assert evaluate(folder, workers=1, metrics=["Dice"], output=tmp_path / "scores").rows
+    run(place, None, resume=folder, overrides=["train.epochs=2"])
+    assert state_of(folder)["progress"]["epoch"] == 2
+    configuration = export_bundle(folder, tmp_path / "bundle") / "configs" / "inference.json"
+    network_def = json.loads(configuration.read_text())["network_def"]
+    del network_def["_target_"]
+    assert traced_network(**network_def)(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)
 
 
 def test_channels_from_one_file_each_and_from_one_for_all_train_alike(place, tmp_path):
