@@ -26,7 +26,7 @@ import numpy as np
 from medseg.cache_blocks import BlockArray
 from medseg.cache_case import MemoryCase, StoredCase, write_case
 from medseg.cache_prepare import run_jobs
-from medseg.component import Component, build_component
+from medseg.component import Component, build_component, to_target
 from medseg.config import DatasetSpec
 from medseg.data import Case, load_sample
 from medseg.data_reading import is_single_mask
@@ -78,7 +78,8 @@ class CaseStore:
         """
         files = {name: [sha256_file(path) for path in _paths(getattr(case, name))] for name in _ROLES}
         facts = self.spec.model_dump(mode="json", include=set(_FACTS))
-        steps = [component.plain() for component in self.preprocess]
+        # with what medseg itself gives them, such as the interpolation of labels
+        steps = [to_target(component, "transform") for component in self.preprocess]
         content = {"format": FORMAT, "files": files, "facts": facts, "preprocess": steps, "block": self.block}
         content |= {"single": is_single_mask(self.spec), "versions": _versions(), "code": _code()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -70,7 +70,8 @@ def train(
         "data": data, "device": device, "cache": cache, "profile": profile, "mlflow": mlflow, "progress": not as_json,
     }  # fmt: skip
     if find_lr and plan is not None:
-        result = training.find_learning_rate(plan, data=data, device=device, cache=cache)
+        number = 0 if fold == "all" else _fold_number(fold)
+        result = training.find_learning_rate(plan, data=data, device=device, cache=cache, fold=number, init=init)
         table("Learning rates", ["learning rate", "loss"], [list(row) for row in result.rows])
         say(
             f"suggested: {result.suggested:.2e}   "

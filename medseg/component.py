@@ -163,7 +163,9 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
         raise ConfigError(
             message, code="E116", field=error.field, expected=error.expected, found=error.found, fix=error.fix
         ) from error
-    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError) and kind != "optimizer":
+            raise  # torch's optimizers say so what does not go together; elsewhere it is no refusal
         # the signature fits, the part refuses the values
         raise ConfigError(
             f"{component.name} refuses its arguments: {error}", code="E116", found=short(component.plain())
@@ -207,7 +209,10 @@ def _parameters(part: Any) -> dict[str, inspect.Parameter]:
     if not isinstance(part, type):  # a score: a function of the case's view, then its arguments
         empty, kind = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
         given = part.arguments().items()
-        return {n: inspect.Parameter(n, kind, default=v, annotation=v if v is empty else type(v)) for n, v in given}
+        own = {n: inspect.Parameter(n, kind, default=v, annotation=v if v is empty else type(v)) for n, v in given}
+        if part.over == "label":
+            own["region"] = inspect.Parameter("region", kind, default=None, annotation=str | None)
+        return own
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = inspect.signature(part).parameters
     return {n: p for n, p in found.items() if p.kind in kinds}

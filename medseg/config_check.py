@@ -165,6 +165,7 @@ def _try_build(
         "in_channels": channels,
         "out_channels": spec.out_channels if spec else 2,
         "params": [torch.nn.Parameter(torch.zeros(1))],
+        "fused": True,  # as it is on CPUs and CUDA devices
     }
     try:
         with torch.device("meta" if kind == "network" else "cpu"):  # a network without memory: geometry only
@@ -177,7 +178,23 @@ def _try_build(
         return _check_patch(built, part, patch, document)
     if kind == "postprocess" and spec is not None:
         return _check_classes(built, part, path, document, spec)
+    if kind == "metric" and spec is not None:
+        return _check_structures(part, path, document, spec)
     return []
+
+
+def _check_structures(part: Component, path: Path_, document: Document, spec: DatasetSpec) -> list[MedsegError]:
+    """Structures that a score names have to be labels: it would fail after the first epoch."""
+    known = [name for index, name in spec.labels.items() if index]
+    wrong = {n: part.arguments.get(n) for n in ("region", "part", "whole")}
+    problems = [
+        ConfigError(
+            f"the data set {spec.name} has no such label", code="E118", field=name, expected=", ".join(known), found=v
+        )
+        for name, v in wrong.items()
+        if v is not None and v not in known
+    ]
+    return [_place(problem, document, (*path, part.name)) for problem in problems]
 
 
 def _check_classes(

@@ -16,11 +16,16 @@ __all__ = ["recompute_activations"]
 def recompute_activations(network: nn.Module) -> int:
     """Make every level of the network forget its activations and compute them again for the gradient.
 
-    Applied to the members of the network's `ModuleList`s (encoder and decoder levels). Memory falls to about the
-    largest level's, one more forward pass is paid; gradients and batch norm's running statistics stay equal. Returns
-    how many levels were changed.
+    Applied to the members of the network's `ModuleList`s (encoder and decoder levels); to the `stages` of an encoder
+    whose names are published; and where these are pieces of one sequence, to what features go `through` in them. Memory
+    falls to about the largest level's, one more forward pass is paid; gradients and batch norm's running statistics
+    stay equal. Returns how many levels were changed.
     """
     levels = [level for module in network.modules() if isinstance(module, nn.ModuleList) for level in module]
+    for module in network.modules():
+        if hasattr(module, "through"):
+            module.through = _recomputed  # pyright: ignore[reportAttributeAccessIssue]
+    levels += [stage for module in network.modules() for stage in getattr(module, "stages", ())]
     outer = [level for level in levels if not any(level is not o and level in set(o.modules()) for o in levels)]
     chosen = [level for level in outer if any(True for _ in level.parameters())]
     for level in chosen:

@@ -213,6 +213,8 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     first = summaries[0]
     better = {s["metric"]: s["better"] for summary in summaries for s in summary["scores"]}
     groups = {case: group for summary in summaries for case, group in summary.get("groups", {}).items()}
+    if groups:  # of a fold in which each case is a patient by itself none are written
+        groups = {case: groups.get(case, case) for case in seen}
     joined = {
         name: [v for s in summaries for v in s["cases"].get(name, [])] for name in ("missing", "extra", "resampled")
     }

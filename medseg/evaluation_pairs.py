@@ -144,7 +144,7 @@ def pair_cases(
 ) -> tuple[list[Pair], list[str]]:
     """Pairs of a data set's cases (`medseg.data.Case`) with a folder's predictions.
 
-    A prediction is named as the case's id or as its image file.
+    A prediction is named as the case's id, or as its image file where no other case has one of that name.
 
     Args:
         cases: with id, images, label, instances, fov, group.
@@ -152,16 +152,26 @@ def pair_cases(
         only: ids of the cases to take (a validation fold); None takes all that have a label.
 
     Raises:
-        DataError: no case has a reference, or not a single prediction belongs to one.
+        DataError: no case has a reference, or not a single prediction belongs to one; a prediction is named as the
+            image file of several cases (frames of several videos), so that it cannot be told whose it is.
     """
     present = find_predictions(predictions)
     probabilities = _probabilities(Path(predictions))
+    cases = [c for c in cases if (only is None or c.id in only) and (c.label is not None or c.instances)]
+    owners: dict[str, list[str]] = {}
+    for case in cases:
+        for name in dict.fromkeys(case_id(path) for path in case.images):
+            owners.setdefault(name, []).append(case.id)
     pairs, used = [], set()
     for case in cases:
-        if (only is not None and case.id not in only) or (case.label is None and not case.instances):
-            continue
         names = (case.id, safe_stem(case.id), *(case_id(path) for path in case.images))
         name = next((name for name in names if name in present), None)
+        if name is not None and name not in names[:2] and len(owners[name]) > 1:
+            raise DataError(
+                "images of several cases have the name of this prediction", code="E352", file=present[name],
+                expected=f"the id of one of them: {_some(owners[name])}",
+                found=name, fix="name each prediction as its case",
+            )  # fmt: skip
         used.add(name)
         pairs.append(
             Pair(

@@ -39,7 +39,8 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] | None = 5
         seed: which groups come together; any integer >= 0.
 
     Raises:
-        UsageError: E105, fewer than two groups, or fewer than folds; the number needed is told.
+        UsageError: E105, fewer than two groups, or fewer than folds; the number needed is told. Frames of which a fold
+            would have none to train or to validate on ("auto" takes fewer folds first).
 
     >>> cases = [Case(id=f"{volume}_{i}", images=(), group=volume) for volume in "abc" for i in range(2)]
     >>> sorted(fold.validation for fold in make_split(cases, folds=3))
@@ -78,10 +79,23 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] | None = 5
             found=units,
             fix=fix,
         )
-    random = np.random.default_rng([seed, 0x5EED])
-    if blocks:
-        return _block_folds(groups, wanted, random)
-    return _group_folds(groups, wanted, random)
+    if not blocks:
+        return _group_folds(groups, wanted, _random(seed))
+    # few frames, and what the gap takes of them, may leave a fold with nothing on one of its sides
+    for count in range(wanted, 1 if folds == "auto" else wanted - 1, -1):
+        make = _block_folds if len(groups) < count else _group_folds
+        found = make(groups, count, _random(seed))
+        if all(fold.training and fold.validation for fold in found):
+            return found
+    gap = max(case.gap for case in usable)
+    raise UsageError(
+        "too few frames to split",
+        code="E105",
+        field="train.folds",
+        expected=f"in each fold a frame to train and one to validate on, beside the gap of {gap}",
+        found=f"{units} frames, {wanted} folds",
+        fix="add frames, take fewer folds, or `gap: 0` in the set's `split`; or --fold none, which keeps none back",
+    )
 
 
 def check_leaks(training: Iterable[Case], validation: Iterable[Case]) -> list[MedsegError]:
@@ -152,6 +166,10 @@ def _block_folds(groups: dict[str, list[Case]], folds: int, random: np.random.Ge
         kept = set(mine) | set(beside)
         result.append(Fold(_sorted(c for c in everything if c not in kept), _sorted(mine), _sorted(beside)))
     return result
+
+
+def _random(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 0x5EED])
 
 
 def _sorted(ids: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from medseg.errors import TrainingError
 from medseg.hardware import choose_hardware, configured
 from medseg.patches import derive_seed
 from medseg.training_setup import build_step, prepare
+from medseg.training_weights import load_weights
 
 __all__ = ["LearningRates", "find_learning_rate", "suggest"]
 
@@ -39,13 +40,14 @@ def find_learning_rate(
     lowest: float = 1e-6,
     highest: float = 1.0,
     steps: int = 80,
-    fold: int = 0,
+    fold: int | None = 0,
+    init: str | Path | None = None,
 ) -> LearningRates:
     """Train for some iterations while the learning rate grows exponentially, and suggest one.
 
     Args:
         pipeline: a loaded pipeline, or its name.
-        data, device, cache, fold: as for `train`.
+        data, device, cache, fold, init: as for `train`.
         lowest, highest: the range.
         steps: iterations; it ends early when the loss is four times its least value.
 
@@ -64,6 +66,8 @@ def find_learning_rate(
     smooth, weight = 0.0, 0.0
     with configured(hardware, deterministic=chosen.train.deterministic):
         step, _ = build_step(prepared)
+        if init is not None:
+            load_weights(step, init)
         stream = BatchStream(prepared.maker)
         for number in range(steps):
             rate = lowest * (highest / lowest) ** (number / max(1, steps - 1))

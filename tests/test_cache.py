@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ENTRY, write_cases
 
-from medseg import cache
+from medseg import cache, component_table
 from medseg.cache import BlockArray, CaseStore, MemoryCase, StoredCase, default_folder
 from medseg.cache_blocks import mirror_index
 from medseg.cache_case import KEPT, index_classes
@@ -130,6 +130,14 @@ def test_another_file_setting_fact_or_version_is_another_key(place, monkeypatch)
     assert key == title.key(cases[0])
     monkeypatch.setattr("medseg.cache._versions", lambda: {"monai": "0"})
     assert key != store.key(cases[0])
+
+
+def test_the_interpolation_that_medseg_chooses_is_in_the_key(place, monkeypatch):
+    """`Resized` took labels half a voxel beside the image once: what was stored so must not be read any more."""
+    store, (case, *_) = store_of(place, Component("Resized", {"spatial_size": [8, 8, 8]}))
+    before = store.key(case)
+    monkeypatch.setitem(component_table._MONAI_SPATIAL, "Resized", ("area", "nearest"))
+    assert store.key(case) != before
 
 
 def test_a_file_read_as_indices_and_as_one_mask_has_two_keys(place):

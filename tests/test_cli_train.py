@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from medseg.checkpoint import load_model, read_state
 from medseg.cli import main
 from medseg.config import to_yaml
 from medseg.engine_session import Session
+from medseg.training import LearningRates
 
 
 def call(*arguments) -> int:
@@ -40,6 +42,20 @@ def place(tmp_path):
     write_cases(tmp_path / "data", 4)
     (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_pipeline(epochs=1, iterations_per_epoch=1, folds=2)))
     return tmp_path
+
+
+def test_find_lr_looks_at_the_fold_and_the_weights_that_were_named(place, monkeypatch):
+    asked = []
+
+    def find(*_, **options):
+        asked.append((options["fold"], options["init"]))
+        return LearningRates(((1e-3, 1.0),), 1e-3, "AdamW")
+
+    monkeypatch.setattr(training, "find_learning_rate", find)
+    command = ["train", place / "tiny.yaml", "--data", place / "data", "--find-lr", "--init", "x"]
+    for fold in ("1", "none", "all"):
+        assert call(*command, "--fold", fold) == 0
+    assert asked == [(1, Path("x")), (None, Path("x")), (0, Path("x"))]
 
 
 def test_every_fold_with_pooled_scores_and_their_ensemble(place, capsys):

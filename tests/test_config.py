@@ -515,3 +515,23 @@ def test_a_borrowed_pipeline_says_whose_choices_it_has(folder):
     borrowed = load_pipeline("tiny", overrides=["dataset=mine"])
     assert borrowed.title == "mine, with the choices of tiny"
     assert config.to_yaml(borrowed).startswith("# mine, with the choices of tiny\n")
+
+
+@pytest.mark.parametrize("option", ["foreach", "differentiable"])
+def test_options_of_an_optimizer_that_exclude_its_fused_form_are_refused(folder, option):
+    """torch raises RuntimeError, which only ended the program when the network was built."""
+    with pytest.raises(ConfigError, match=f"AdamW refuses its arguments.*{option}") as caught:
+        load_pipeline("tiny", overrides=[f"optimizer.AdamW.{option}=true"])
+    assert caught.value.code == "E116"
+
+
+def test_a_score_of_one_structure_names_a_label(folder):
+    pipeline = load_pipeline("tiny", overrides=["metrics=[{Dice: {region: thing}}]"])
+    assert pipeline.metrics[0].arguments == {"region": "thing"}
+    for metric, field in (("{Dice: {region: think}}", "region"), ("{ShareError: {part: x, whole: thing}}", "part")):
+        with pytest.raises(ConfigError) as caught:
+            load_pipeline("tiny", overrides=[f"metrics=[Dice, {metric}]"])
+        assert (caught.value.code, caught.value.expected) == ("E118", "thing")
+        assert caught.value.field.endswith(field)
+    with pytest.raises(ConfigError, match="no argument `region`"):  # of objects, not of a structure
+        load_pipeline("tiny", overrides=["metrics=[Dice, {PQ: {region: thing}}]"])

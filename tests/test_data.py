@@ -837,3 +837,26 @@ def test_the_image_is_converted_in_one_copy(tmp_path):
         tracemalloc.stop()
     assert np.array_equal(sample["image"][0].numpy(), array)
     assert peak < 1.1 * 4 * array.size
+
+
+@pytest.mark.parametrize(("lengths", "most"), [([1, 1], 2), ([2, 3], 2), ([4], 4), ([5], 5), ([1, 1, 1, 1, 2], 5)])
+def test_no_fold_of_few_frames_has_an_empty_side(lengths, most):
+    """Frames beside a block are left out: of few frames nothing may be left to train on."""
+    cases = [
+        Case(id=f"{name}_{i}", images=(), group=str(name), frame=i, gap=1)
+        for name, length in enumerate(lengths)
+        for i in range(length)
+    ]
+    folds = make_split(cases, folds="auto")
+    assert 2 <= len(folds) <= most
+    assert all(fold.training and fold.validation for fold in folds)
+    assert sorted(case for fold in folds for case in fold.validation) == sorted(case.id for case in cases)
+
+
+@pytest.mark.parametrize(("length", "folds"), [(2, "auto"), (3, "auto"), (3, 2), (3, 3)])
+def test_too_few_frames_for_their_gap_are_told(length, folds):
+    cases = [Case(id=str(i), images=(), group="film", frame=i, gap=1) for i in range(length)]
+    with pytest.raises(UsageError, match="too few frames") as caught:
+        make_split(cases, folds=folds)
+    assert (caught.value.code, caught.value.exit_code) == ("E105", 2)
+    assert make_split(cases, folds=None)[0].training == tuple(map(str, range(length)))

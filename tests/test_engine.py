@@ -29,7 +29,7 @@ from medseg.engine_recompute import recompute_activations
 from medseg.engine_session import Session
 from medseg.errors import ConfigError, ResourceError, UsageError
 from medseg.hardware import Hardware, choose_hardware, configured, fast_layout, keep_memory, peak_memory, real_cores
-from medseg.networks import UNet
+from medseg.networks import FCN, ResUNet, UNet
 from medseg.schedules import (
     ConstantLR,
     CosineLR,
@@ -161,6 +161,45 @@ def test_recomputed_activations_give_the_same_gradients_with_less_memory():
         gradients.append([p.grad for p in network.parameters()])
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
     assert network.state_dict().keys() == build_network(pipeline, in_channels=1, out_channels=2).state_dict().keys()
+
+
+def kept_for_the_gradient(network, image) -> int:
+    """Bytes of all that the forward pass keeps, weights included."""
+    sizes = {}
+
+    def pack(value):
+        sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        network(image).sum()
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        FCN(2, 1, 2, channels=(8, 8, 16, 16, 16), hidden=16, dropout=0),
+        ResUNet(2, 1, 2, channels=(8, 8, 16, 16), blocks=(2, 2, 2, 2)),
+    ],
+    ids=["fcn", "resunet"],
+)
+def test_published_encoders_recompute_their_activations_too(network):
+    """Their levels are in no ModuleList, since names of weights are published: nothing of them was recomputed."""
+    again = copy.deepcopy(network)
+    recompute_activations(again)
+    image = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert kept_for_the_gradient(again, image) < 0.8 * kept_for_the_gradient(network, image)
+    for one in (network, again):
+        one(image).square().mean().backward()
+    pairs = zip(network.named_parameters(), again.named_parameters(), strict=True)
+    assert all(a == b and torch.allclose(p.grad, q.grad, atol=1e-6) for (a, p), (b, q) in pairs)
+    copied = copy.deepcopy(again).eval()
+    with torch.no_grad():
+        wanted = again.eval()(image)
+        for parameter in again.parameters():
+            parameter.zero_()
+        assert torch.equal(copied(image), wanted)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

@@ -23,6 +23,18 @@ from medseg.evaluation_views import choose_cases
 from medseg.files import safe_stem
 from medseg.inference.outputs import probability_file
 from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
+from medseg.metrics.statistics import summarise
+from medseg.tables import (
+    POOLED,
+    SCHEMA,
+    ScoreRow,
+    main_metric,
+    read_cases,
+    read_summary,
+    summarise_rows,
+    write_cases,
+    write_summary,
+)
 from medseg.tables_text import latex_table, markdown_table
 from medseg.views import read_views
 
@@ -901,3 +913,49 @@ def test_a_set_without_test_cases_says_which_parts_it_has(tmp_path, capsys):
         main(["evaluate", str(data / "labels"), "tiny", "--data", str(data), "--part", "training", "--workers", "1",
               "--metric", "Dice", "-o", str(tmp_path / "out")])  # fmt: skip
     assert "note: These are training cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("written", ["image", "id"])
+def test_a_prediction_named_as_the_image_of_two_cases_is_of_neither(tmp_path, written):
+    """Frames of two videos have one name: the masks of one must not be scored as the other's."""
+    data = tmp_path / "data"
+    for video, label in (("a", [[0, 1]]), ("b", [[1, 0]])):
+        for kind, values in (("images", [[9, 9]]), ("labels", label)):
+            (data / video / kind).mkdir(parents=True)
+            Image.fromarray(np.array(values, np.uint8)).save(data / video / kind / "t0.png")
+    patterns = '{image: "{video}/images/{frame}.png", label: "{video}/labels/{frame}.png"}'
+    (data / "datasets.yaml").write_text(
+        "films:\n  title: films\n  modality: none\n  dims: 2\n  channels: [grey]\n  colour: grey\n  unit: px\n"
+        f"  labels: {{0: background, 1: cell}}\n  files: {{training: {patterns}}}\n"
+    )
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    shutil.copy(data / "a" / "labels" / "t0.png", masks / ("t0.png" if written == "image" else "a_t0.png"))
+    facts = {"data": data, "part": "training", "metrics": ["Dice"], "workers": 1}
+    if written == "id":  # said: the other one is missing
+        assert evaluate(masks, "films", **facts).missing == ("b_t0",)
+        return
+    with pytest.raises(DataError) as caught:
+        evaluate(masks, "films", **facts)
+    assert caught.value.code == "E352"
+    assert caught.value.file.endswith("t0.png")
+    assert "a_t0, b_t0" in caught.value.expected
+
+
+def test_pooled_folds_resample_patients_also_where_a_fold_has_one_case_of_each(tmp_path):
+    """A fold in which each case is its own patient writes no groups; the others' patients still count."""
+    values = {"p1_1": 0.9, "p1_2": 0.9, "p1_3": 0.8, "p2_1": 0.3, "p2_2": 0.4, "p3_1": 0.8, "p4_1": 0.7}
+    patients = {case: case[:2] for case in values}
+    for name, cases in (("f0", list(values)[:5]), ("f1", list(values)[5:])):
+        rows = [ScoreRow(case, "cell", "Dice", values[case], "", "scored", "") for case in cases]
+        groups = {case: patients[case] for case in cases} if name == "f0" else {}
+        (tmp_path / name).mkdir()
+        write_cases(tmp_path / name / "cases.csv", rows)
+        scores = summarise_rows(rows, better={}, groups=groups)
+        summary = {"schema": SCHEMA, "title": "", "cases": {}, "groups": groups, "scores": scores}
+        write_summary(tmp_path / name / "summary.json", summary)
+    found = pool_runs([tmp_path / "f0", tmp_path / "f1"]).summary
+    (score,) = found["scores"]
+    wanted = summarise(list(values.values()), groups=list(patients.values()), bounds=(0, 1))
+    assert (score["n"], score["patients"], found["bootstrap"]["by"]) == (7, 4, "patients")
+    assert (score["low"], score["high"]) == (wanted.low, wanted.high)

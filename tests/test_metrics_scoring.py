@@ -193,6 +193,26 @@ def test_names_show_the_arguments():
     assert [s.metric for s in scores[:4]] == ["HD95", "HD95 (pooled)", "SurfaceDice@2mm", "LesionF1@0.5"]
 
 
+def test_a_structure_that_two_entries_ask_for_has_one_line():
+    reference = np.zeros((6, 6), np.uint8)
+    reference[1:3, 1:3], reference[4, 4] = 1, 2
+    for name in ("Dice", "PooledDice"):
+        metrics = [{name: {"region": "tumour"}}, name]
+        result = measure_case(reference, reference, labels=LABELS, metrics=metrics)
+        found = [*result.scores, *pool_scores([result], metrics)]
+        assert sorted(score.label for score in found) == sorted(set(LABELS.values()) - {"background"})
+
+
+def test_scores_of_detected_lesions_at_two_overlaps_have_two_names():
+    """Lesions at IoU 1 and 1/3: the mean Dice of those above 0.5 is 1, of those above 0.2 it is (1 + 1/2) / 2."""
+    reference = np.array([[1, 1, 0, 1, 1, 0]], np.uint8)
+    prediction = np.array([[1, 1, 0, 0, 1, 1]], np.uint8)
+    metrics = [{"DetectedLesionDice": {"iou": 0.2}}, {"DetectedLesionDice": {"iou": 0.5}}]
+    result = measure_case(prediction, reference, labels={0: "background", 1: "spot"}, metrics=metrics)
+    found = {score.metric: score.value for score in pool_scores([result], metrics)}
+    assert found == {"DetectedLesionDice@0.2": 0.75, "DetectedLesionDice": 1.0}
+
+
 def test_regions_are_unions_of_labels():
     prediction, reference, _ = case()
     regions = {"liver": (1, 2), "tumour": (2,)}

@@ -590,8 +590,8 @@ def test_the_file_of_weights_that_a_run_began_with_is_needed_no_more(place, tmp_
     pipeline = tiny_pipeline(network=network, patch=[32, 32], epochs=1, iterations_per_epoch=1)
     folder = run(place, pipeline, output=tmp_path / "runs")
     published.unlink()
-    first = load_model(folder).network.state_dict()
-    assert all(torch.equal(first[name], value) for name, value in read_state(folder / "best.pt")["network_state"].items())
+    loaded, saved = load_model(folder).network.state_dict(), read_state(folder / "best.pt")["network_state"]
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
     assert evaluate(folder, workers=1, metrics=["Dice"], output=tmp_path / "scores").rows
     run(place, None, resume=folder, overrides=["train.epochs=2"])
     assert state_of(folder)["progress"]["epoch"] == 2
@@ -821,6 +821,16 @@ def test_the_learning_rate_finder_suggests_a_rate_in_its_range(place):
     assert found.optimizer == "AdamW"
     rates = [rate for rate, _ in found.rows]
     assert rates == sorted(rates)
+
+
+def test_the_learning_rate_finder_begins_with_the_weights_and_on_the_fold_that_were_asked_for(reference, place):
+    facts = {"data": place / "data", "cache": place / "cache", "device": "cpu", "steps": 4}
+    plain, begun, other = (
+        find_learning_rate(tiny_pipeline(foreground=1.0), **facts, **more).rows
+        for more in ({}, {"init": reference}, {"fold": 1})
+    )
+    assert begun[0][1] < plain[0][1]  # nothing is learnt yet
+    assert plain != other
 
 
 def start(place: Path, arguments: list[str]) -> subprocess.Popen:

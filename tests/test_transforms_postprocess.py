@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -287,3 +289,17 @@ def test_wrong_arguments_of_membranes(wrong):
         CellsFromMembranes(**wrong)
     with pytest.raises(UsageError, match="probabilities"):
         CellsFromMembranes()(np.zeros((4, 4)), spacing=(1, 1))
+
+
+@pytest.mark.parametrize("step", [KeepLargestComponent(), RemoveSmallObjects(2)])
+def test_memory_does_not_grow_with_the_number_of_labels(step):
+    peaks = []
+    for count in (2, 60):
+        label = np.zeros((64, 32, 32), np.uint8)
+        for value in range(1, count + 1):
+            label[value, 2:30, 2:30] = value
+        tracemalloc.start()
+        assert np.array_equal(step(label, spacing=(1, 1, 1)), label)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

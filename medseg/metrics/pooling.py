@@ -224,7 +224,7 @@ def _pooled() -> list[Metric]:
                 "over all cases; says nothing of the others: read it beside the recall; worst if none was detected; "
                 "with merge, lesions that overlaps connect count as one",
                 terms=_detected_terms(score),
-                title=_merged(f"DetectedLesion{score}"),
+                title=_detected_title(f"DetectedLesion{score}"),
                 check=check_iou,
                 source=_LITS,
                 bounds=bounds,
@@ -279,8 +279,8 @@ def _mean_for(better: str) -> Callable[..., float]:
     return lambda total, iou, merge: total.mean(better)
 
 
-def _merged(name: str) -> Callable[..., str]:
-    return lambda unit, iou, merge: name + merge * " (merged)"
+def _detected_title(name: str) -> Callable[..., str]:
+    return lambda unit, iou, merge: (name if iou == 0.5 else f"{name}@{iou:g}") + merge * " (merged)"
 
 
 def _detected_terms(score: str) -> Callable[..., Terms]:

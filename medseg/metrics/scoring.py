@@ -143,11 +143,15 @@ def measure_case(
     wanted = [(metric, arguments) for metric, arguments in wanted if metric.name not in skipped]
     scores: list[Score] = []
     terms: dict[tuple[str, str], Any] = {}
+    asked: list[Any] = []  # one score may be asked for by two entries, for all structures and for one
 
     def add(part: Any, label: str, over: str) -> None:
         for metric, given in wanted:
             if metric.over == over and given.get("region") in (None, label):
                 arguments = {name: value for name, value in given.items() if name != "region"}
+                if (label, metric.name, arguments) in asked:
+                    continue
+                asked.append((label, metric.name, arguments))
                 shown = metric.shown(unit, **arguments)
                 if metric.terms is not None:
                     terms[label, shown] = metric.terms(part, **arguments)
@@ -193,7 +197,7 @@ def pool_scores(
     >>> [(s.label, s.metric, round(s.value, 3)) for s in pool_scores(cases, metrics)]
     [('cell', 'PooledDice', 0.667)]
     """
-    pooled = []
+    pooled, done = [], set()
     for metric, given in parse_metrics(metrics):
         if metric.terms is None:
             continue
@@ -201,6 +205,9 @@ def pool_scores(
         shown = metric.shown(unit, **arguments)
         names = dict.fromkeys(label for result in results for label, name in result.terms if name == shown)
         for label in (name for name in names if given.get("region") in (None, name)):
+            if (label, shown) in done:
+                continue
+            done.add((label, shown))
             parts = [result.terms[label, shown] for result in results if (label, shown) in result.terms]
             total = functools.reduce(operator.add, parts)
             value = metric(total, **arguments)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -46,6 +47,7 @@ class VGG16(nn.Module):
             layers.append(MAX_POOLS[spatial_dims](2))
             self.ends.append(len(layers))
         self.features = nn.Sequential(*layers)
+        self.through: Callable[[nn.Module, torch.Tensor], torch.Tensor] = _plainly  # how features pass a stage
         self.classifier = nn.Sequential(
             convolution(in_channels, hidden, 7, padding=3),
             make_activation("relu"),
@@ -59,11 +61,14 @@ class VGG16(nn.Module):
         """Features at 1/8 and 1/16 of the size, and the last ones at 1/32."""
         found = []
         features = images
-        for index, layer in enumerate(self.features, start=1):
-            features = layer(features)
-            if index in self.ends[2:4]:
-                found.append(features)
-        return [*found, self.classifier(features)]
+        for first, last in pairwise((0, *self.ends)):
+            features = self.through(self.features[first:last], features)
+            found.append(features)
+        return [*found[2:4], self.classifier(features)]
+
+
+def _plainly(stage: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    return stage(features)
 
 
 class FCN(SegmentationNetwork):

@@ -107,6 +107,11 @@ class ResNetEncoder(nn.Module):
             layers.append(nn.Sequential(*parts))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The residual blocks: what may be computed again for the gradient."""
+        return [block for layer in (self.layer1, self.layer2, self.layer3, self.layer4) for block in layer]
+
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         features = [self.relu(self.bn1(self.conv1(images)))]
         features.append(self.layer1(self.maxpool(features[0])))

@@ -7,7 +7,7 @@ No step is `local`: what belongs to a component is known only when the whole ima
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -255,11 +255,14 @@ def _values(label: np.ndarray, labels: Sequence[int] | None) -> list[int]:
     return [int(value) for value in present if value != 0 and (labels is None or value in labels)]
 
 
-def _structures(label: np.ndarray, labels: Sequence[int] | None, together: bool) -> list[np.ndarray]:
+def _structures(label: np.ndarray, labels: Sequence[int] | None, together: bool) -> Iterator[np.ndarray]:
+    """Masks one after the other: all of them at once would take a byte for each voxel and label."""
     values = _values(label, labels)
     if together:
-        return [np.isin(label, values)]
-    return [label == value for value in values]
+        yield np.isin(label, values)
+        return
+    for value in values:
+        yield label == value
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
