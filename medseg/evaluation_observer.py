@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError
-from medseg.evaluation_pairs import Pair, Reading, check_grids, find_predictions
+from medseg.evaluation_pairs import Pair, Reading, check_grids, find_predictions, match_names
 from medseg.evaluation_plan import Plan
 from medseg.evaluation_pool import map_cases
 from medseg.evaluation_scoring import collect_rows, score_pair
 from medseg.tables import write_cases
-from medseg.volumes import case_id
 
 __all__ = ["find_observer", "score_observer"]
 
@@ -32,7 +31,7 @@ def find_observer(
         affine: which one of a NIfTI counts, see `Reading`.
 
     Raises:
-        DataError: no case has such a label, or the grids differ.
+        DataError: no case has such a label, or the grids differ; a file is named as the images of several cases.
     """
     text = str(observer)
     roots = [Path(), *([Path(data)] if data is not None else [])]
@@ -40,8 +39,8 @@ def find_observer(
         files = {pair.case: _first(roots, text.replace("{id}", pair.case)) for pair in pairs}
     else:
         present = find_predictions(_first(roots, text) or text)
-        names = {pair.case: (pair.case, *(case_id(path) for path in pair.images)) for pair in pairs}
-        files = {case: next((present[n] for n in own if n in present), None) for case, own in names.items()}
+        names = match_names({pair.case: pair.images for pair in pairs}, present)
+        files = {case: None if name is None else present[name] for case, name in names.items()}
     found = [replace(pair, prediction=files[pair.case], probabilities=None) for pair in pairs if files[pair.case]]
     if not found:
         raise DataError(

@@ -11,7 +11,16 @@ from medseg.errors import DataError, GeometryError, MedsegError, UsageError, col
 from medseg.files import safe_stem
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 
-__all__ = ["Pair", "Reading", "check_grids", "find_predictions", "match_folders", "pair_cases", "parse_labels"]
+__all__ = [
+    "Pair",
+    "Reading",
+    "check_grids",
+    "find_predictions",
+    "match_folders",
+    "match_names",
+    "pair_cases",
+    "parse_labels",
+]
 
 SIDE_FILES = ("_overlay",)  # written by predict beside the label images
 
@@ -158,20 +167,10 @@ def pair_cases(
     present = find_predictions(predictions)
     probabilities = _probabilities(Path(predictions))
     cases = [c for c in cases if (only is None or c.id in only) and (c.label is not None or c.instances)]
-    owners: dict[str, list[str]] = {}
-    for case in cases:
-        for name in dict.fromkeys(case_id(path) for path in case.images):
-            owners.setdefault(name, []).append(case.id)
+    named = match_names({case.id: case.images for case in cases}, present)
     pairs, used = [], set()
     for case in cases:
-        names = (case.id, safe_stem(case.id), *(case_id(path) for path in case.images))
-        name = next((name for name in names if name in present), None)
-        if name is not None and name not in names[:2] and len(owners[name]) > 1:
-            raise DataError(
-                "images of several cases have the name of this prediction", code="E352", file=present[name],
-                expected=f"the id of one of them: {_some(owners[name])}",
-                found=name, fix="name each prediction as its case",
-            )  # fmt: skip
+        name = named[case.id]
         used.add(name)
         pairs.append(
             Pair(
@@ -194,6 +193,33 @@ def pair_cases(
             expected=_some(pair.case for pair in pairs), found=_some(present),
         )  # fmt: skip
     return pairs, sorted(present.keys() - used)
+
+
+def match_names(images: Mapping[str, Sequence[Path]], present: Mapping[str, Path]) -> dict[str, str | None]:
+    """For each case the name of its file among those that are present: its id, or that of one of its images.
+
+    Args:
+        images: case -> files of its image.
+        present: name -> file.
+
+    Raises:
+        DataError: E352, a file is named as the images of several cases.
+    """
+    owners: dict[str, list[str]] = {}
+    for case, paths in images.items():
+        for name in dict.fromkeys(map(case_id, paths)):
+            owners.setdefault(name, []).append(case)
+    found: dict[str, str | None] = {}
+    for case, paths in images.items():
+        own = (case, safe_stem(case))
+        found[case] = next((name for name in (*own, *map(case_id, paths)) if name in present), None)
+        name = found[case]
+        if name is not None and name not in own and len(owners[name]) > 1:
+            raise DataError(
+                "images of several cases have the name of this file", code="E352", file=present[name],
+                expected=f"the id of one of them: {_some(owners[name])}", found=name, fix="name each file as its case",
+            )  # fmt: skip
+    return found
 
 
 def check_grids(pairs: Sequence[Pair], *, resample: bool, affine: str = "auto") -> list[str]:

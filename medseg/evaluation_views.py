@@ -37,13 +37,12 @@ def choose_cases(
             values.setdefault(row.case, []).append(row.value)
     sign = 1 if better.get(metric or "") == "lower" else -1
     ranked = sorted(values, key=lambda case: (sign * fmean(values[case]), case))
-    places = [(0, "best"), ((len(ranked) - 1) // 2, "median")] + [(len(ranked) - n, "worst") for n in (3, 2, 1)]
-    if len(ranked) < 5:
-        places = [(0, "best")] + [
-            (n, "worst" if n == len(ranked) - 1 else "median" if n == 1 else "worst") for n in range(1, len(ranked))
-        ]
-    shown = [(ranked[n], role, fmean(values[ranked[n]])) for n, role in places if n < len(ranked)]
-    return shown, metric or ""
+    roles: dict[int, str] = {}
+    places = [(0, "best"), ((len(ranked) - 1) // 2, "median"), *((len(ranked) - n, "worst") for n in (3, 2, 1))]
+    for place, role in places:
+        if 0 <= place < len(ranked):
+            roles.setdefault(place, role)
+    return [(ranked[n], role, fmean(values[ranked[n]])) for n, role in sorted(roles.items())], metric or ""
 
 
 def write_views(

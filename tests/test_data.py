@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -702,7 +703,13 @@ def test_blocks_of_frames_never_have_neighbours_on_both_sides(lengths, folds, ga
     cases = made({f"v{i}": n for i, n in enumerate(lengths)}, frame=0, gap=gap)
     if sum(lengths) < folds:
         return
-    split = make_split(cases, folds=folds, seed=seed)
+    split = []
+    with contextlib.suppress(UsageError):
+        split = make_split(cases, folds=folds, seed=seed)
+    if not split:
+        # a video of n frames leaves none to train on if n <= n / folds + 1 + 2 gap, none to validate on if n < folds
+        assert max(lengths) <= max(2 * (1 + 2 * gap), folds - 1)
+        return
     position = {case.id: (case.group, case.frame) for case in cases}
     ids = sorted(position)
     assert sorted(name for fold in split for name in fold.validation) == ids

@@ -688,6 +688,14 @@ def test_cases_to_show():
         "worst",
         "worst",
     ]
+    # of five the third is the median, and so none of the worst: it stood there twice
+    found = choose_cases(rows([0.5, 0.4, 0.3, 0.2, 0.1]), {})[0]
+    assert [(case, role) for case, role, _ in found] == [
+        ("c0", "best"),
+        ("c2", "median"),
+        ("c3", "worst"),
+        ("c4", "worst"),
+    ]
     assert choose_cases([], {}) == ([], "")
     both = [
         *rows([0.1, 0.9]),
@@ -935,11 +943,16 @@ def test_a_prediction_named_as_the_image_of_two_cases_is_of_neither(tmp_path, wr
     if written == "id":  # said: the other one is missing
         assert evaluate(masks, "films", **facts).missing == ("b_t0",)
         return
-    with pytest.raises(DataError) as caught:
-        evaluate(masks, "films", **facts)
-    assert caught.value.code == "E352"
-    assert caught.value.file.endswith("t0.png")
-    assert "a_t0, b_t0" in caught.value.expected
+    complete = tmp_path / "complete"
+    complete.mkdir()
+    for video in "ab":
+        shutil.copy(data / video / "labels" / "t0.png", complete / f"{video}_t0.png")
+    for folder, more in ((masks, {}), (complete, {"observer": masks})):
+        with pytest.raises(DataError) as caught:
+            evaluate(folder, "films", **facts, **more)
+        assert caught.value.code == "E352"
+        assert str(caught.value.file) == str(masks / "t0.png")
+        assert "a_t0, b_t0" in caught.value.expected
 
 
 def test_pooled_folds_resample_patients_also_where_a_fold_has_one_case_of_each(tmp_path):
