@@ -172,8 +172,8 @@ def _try_build(
             built = build_component(part, kind, **facts)
     except MedsegError as error:
         return [_place(problem, document, (*path, part.name)) for problem in error.problems]
-    if path == ("preprocess",) or path[0] == "preprocess":
-        return _check_deterministic(built, part, path, document)
+    if path[0] in ("preprocess", "augment"):
+        return _check_random(built, part, path, document)
     if kind == "network" and patch is not None:
         return _check_patch(built, part, patch, document)
     if kind == "postprocess" and spec is not None:
@@ -237,15 +237,19 @@ def _check_patch(network: Any, part: Component, patch: tuple[int, ...], document
     return []
 
 
-def _check_deterministic(built: Any, part: Component, path: Path_, document: Document) -> list[MedsegError]:
+def _check_random(built: Any, part: Component, path: Path_, document: Document) -> list[MedsegError]:
+    """Random transforms belong to `augment`; others to `preprocess`, for they have to happen in prediction too."""
     from monai.transforms import Randomizable
 
-    if not isinstance(built, Randomizable):
+    section = str(path[0])
+    if isinstance(built, Randomizable) == (section == "augment"):
         return []
-    place = str(document.place(path))
-    fix = "move it to `augment`"
-    message = f"{part.name} draws random numbers, but `preprocess` happens once for each case"
-    return [ConfigError(message, code="E118", field="preprocess", file=place, fix=fix)]
+    message, other = f"{part.name} draws random numbers, but `preprocess` happens once for each case", "augment"
+    if section == "augment":
+        message = f"{part.name} draws no random numbers: in `augment` it would change what is trained on alone"
+        other = "preprocess"
+    fix = f"move it to `{other}`"
+    return [ConfigError(message, code="E118", field=section, file=str(document.place(path)), fix=fix)]
 
 
 def _place(problem: MedsegError, document: Document, path: Path_) -> MedsegError:

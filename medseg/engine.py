@@ -150,6 +150,7 @@ class TrainStep:
         self._layout = fast_layout(self.bare, hardware)
         self._parameters = [p for p in self.bare.parameters() if p.requires_grad]
         self._bad = torch.zeros((), device=hardware.device)
+        self._before: list[torch.Tensor] = []  # running statistics before the step that has begun
         # the scaler also skips a step with infinities on the GPU itself, without telling the CPU: with fp32 and bf16
         # it scales by 1
         self.scaler: torch.amp.GradScaler | None = None
@@ -173,6 +174,7 @@ class TrainStep:
         """
         device = self.hardware.device
         torch.manual_seed(seed)
+        self._before = self._before or [value.clone() for value in self.bare.buffers()]
         images = batch.tensors["image"].contiguous(memory_format=self._layout)
         waits = contextlib.nullcontext() if update or self.world == 1 else self.network.no_sync()  # pyright: ignore
         with waits:
@@ -200,12 +202,17 @@ class TrainStep:
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(norm)
         self._bad = torch.where(finite, torch.zeros_like(self._bad), self._bad + 1)
+        if self.hardware.device.type != "cpu" or not bool(finite):  # on a CPU nothing is waited for
+            # what is no number would stay in batch norm's running statistics for ever
+            for value, before in zip(self.bare.buffers(), self._before, strict=True):
+                value.copy_(torch.where(finite, value, before))
+        self._before = []
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif bool(finite):  # on a CPU nothing is waited for
+        elif bool(finite):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None and self.decay is not None:

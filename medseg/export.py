@@ -26,6 +26,7 @@ from medseg.errors import CheckpointError, ResourceError, UsageError
 from medseg.export_bundle import write_bundle
 from medseg.export_card import model_card
 from medseg.files import atomic_path, sha256_file, write_json, write_text
+from medseg.inference.large import LABEL_ONLY
 from medseg.package import FORMAT, MODEL_FILE
 
 __all__ = ["export_bundle", "export_onnx", "export_package"]
@@ -38,8 +39,7 @@ _RUNNER = {
     "ScaleIntensityRangePercentilesd": {"lower", "upper", "b_min", "b_max", "clip", "channel_wise"},
     "NormalizeIntensityd": {"subtrahend", "divisor", "channel_wise"},
 }  # fmt: skip
-# transforms that touch labels only are left out there
-_TARGETS_ONLY = {"BoundaryWeightMapd", "InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd"}
+# transforms that touch labels only (LABEL_ONLY) are left out there
 _RUNNER_POST = {"KeepLargestComponent"}
 
 
@@ -242,7 +242,7 @@ def _runner_facts(model: Model) -> dict[str, Any]:
             # an argument that is null or false, as most are by default, asks for nothing
             extra = [name for name in part.arguments if name not in _RUNNER[part.name] and part.arguments[name]]
             lacks += [f"{part.name}.{name}" for name in extra]
-        elif part.name not in _TARGETS_ONLY:
+        elif part.name not in LABEL_ONLY:
             lacks.append(part.name)
     skips = [part.name for part in model.pipeline.postprocess if part.name not in _RUNNER_POST]
     return {"runner_lacks": lacks, "runner_skips": skips}

@@ -240,15 +240,15 @@ def test_plateau_never_takes_a_score_that_is_no_number_for_the_best(first):
 
 def test_plateau_drops_after_patience_counts_nan_as_no_better_and_resumes_alike():
     schedule = schedules.ReduceLROnPlateau(factor=0.5, patience=2, min_factor=0.2)
+    interrupted = schedules.ReduceLROnPlateau(factor=0.5, patience=2, min_factor=0.2)
     factors = []
     for score in (0.5, 0.6, float("nan"), 0.6, 0.6, 0.55, 0.1, 0.1, 0.7):
-        schedule.observe(score)
+        state = interrupted.state_dict()  # stopped and resumed after every validation
+        interrupted = schedules.ReduceLROnPlateau(factor=0.5, patience=2, min_factor=0.2)
+        interrupted.load_state_dict(state)
+        for one in (schedule, interrupted):
+            one.observe(score)
         factors.append(schedule(0.5))
+        assert interrupted(0.5) == factors[-1]
     assert factors == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
-    other = schedules.ReduceLROnPlateau(factor=0.5, patience=2, min_factor=0.2)
-    other.load_state_dict(schedule.state_dict())
-    for score in (0.7, 0.7, 0.9):
-        schedule.observe(score)
-        other.observe(score)
-        assert schedule(0.5) == other(0.5)
     assert all(isinstance(value, int | float | None) for value in schedule.state_dict().values())

@@ -535,3 +535,10 @@ def test_a_score_of_one_structure_names_a_label(folder):
         assert caught.value.field.endswith(field)
     with pytest.raises(ConfigError, match="no argument `region`"):  # of objects, not of a structure
         load_pipeline("tiny", overrides=["metrics=[Dice, {PQ: {region: thing}}]"])
+
+
+def test_a_transform_that_is_not_random_is_refused_in_augment(folder):
+    """It would be done in training and not in prediction: a network that sees other images than it has learnt."""
+    with pytest.raises(ConfigError, match="draws no random numbers") as caught:
+        load_pipeline("tiny", overrides=["augment=[RandFlipd, ScaleIntensityd]"])
+    assert (caught.value.code, caught.value.fix) == ("E118", "move it to `preprocess`")

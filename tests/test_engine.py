@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 from medseg import engine_session
 from medseg.batches import Batch
 from medseg.config import TrainConfig
+from medseg.distributed import Group
 from medseg.engine import (
     TrainStep,
     build_network,
@@ -53,6 +56,13 @@ def make(**options) -> TrainStep:
     network.spatial_dims = 2
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     return TrainStep(network, squared, optimizer, options.pop("hardware", CPU), **options)
+
+
+def normed(**options) -> TrainStep:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    network.spatial_dims = 2
+    return TrainStep(network, squared, torch.optim.SGD(network.parameters(), lr=0.1), CPU, **options)
 
 
 def batch(value: float = 1.0) -> Batch:
@@ -114,7 +124,54 @@ def test_the_average_follows_its_definition():
         step(batch(), seed=0)
         average = 0.8 * average + 0.2 * step.bare[0].weight.detach()
     assert torch.allclose(step.validated[0].weight, average, atol=1e-7)
+
+
+def test_the_average_takes_the_running_statistics_of_the_network():
+    step = normed(ema=0.9)
+    step(batch(), seed=0)
+    own, averaged = dict(step.bare.named_buffers()), dict(step.validated.named_buffers())
+    assert own["1.running_var"].max() < 1
+    assert all(torch.equal(averaged[name], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_skipped_step_leaves_batch_norms_statistics(accumulate):
+    """NaN among the running ones would stay there, and with it every prediction from then on."""
+    step = normed(ema=0.9)
+    for turn in range(accumulate):
+        step(batch(), seed=0, divide=accumulate, update=turn + 1 == accumulate)
+    before = {name: value.clone() for name, value in step.bare.state_dict().items()}
+    for turn in range(accumulate):  # the first of them is no number, or the only one
+        step(batch(math.nan if turn == 0 else 1.0), seed=0, divide=accumulate, update=turn + 1 == accumulate)
+    assert step.bad_steps() == 1
+    assert all(torch.equal(value, before[name]) for name, value in step.bare.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in step.validated.named_buffers())
+    step(batch(), seed=0)
+    assert int(step.bare[1].num_batches_tracked) == accumulate + 1
+    assert not torch.equal(step.bare[1].running_mean, before["1.running_mean"])
     assert make().validated is not None
+
+
+def test_an_epochs_last_step_takes_what_there_is_and_shares_weigh_the_loss():
+    """Four iterations in steps of three: 1/3 + 1/3 + 1/3, then the last one by itself. Of a loss of 2 this process,
+    with 3/4 of the samples, has 3/2 of each iteration."""
+    asked = []
+
+    def step(_, *, seed, divide, update):
+        asked.append((divide, update))
+        return torch.tensor(2.0)
+
+    session = SimpleNamespace(
+        progress=Progress(), train=SimpleNamespace(accumulate=3, seed=0), per_epoch=4, set_rate=lambda: 0.1,
+        device_augmentation=None, hardware=CPU, group=Group(), step=step, recent=[], loss=None, images=0,
+        maker=SimpleNamespace(samples=lambda key: [None] * 2), seconds={"step": 0.0},
+    )  # fmt: skip
+    session.at_step_end = partial(Session.at_step_end, session)
+    for _ in range(4):
+        Session.iterate(session, dataclasses.replace(batch(), share=0.75))
+    assert asked == [(3, False), (3, False), (3, True), (1, True)]
+    Session.gather_loss(session)
+    assert session.progress.loss_sum == 4 * 1.5
 
 
 def test_dropout_follows_from_the_seed_alone():

@@ -226,3 +226,14 @@ def test_bad_arguments():
     logits, target, weight = case(3)
     with pytest.raises(UsageError, match="one weight for each class"):
         DistanceWeightedCELoss(class_weights=[1.0, 2.0])(logits, target, weight)
+
+
+def test_one_sigmoid_channel_is_smoothed_as_two_classes_are():
+    """sigmoid(z) is the second of softmax(0, z), so that both losses are one number."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 5, 6, generator=generator)
+    target = torch.randint(2, (2, 1, 5, 6), generator=generator)
+    loss = DistanceWeightedCELoss(label_smoothing=0.2)
+    two = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    torch.testing.assert_close(loss(logits, target), loss(two, target))
+    assert loss(logits, target) != DistanceWeightedCELoss()(logits, target)

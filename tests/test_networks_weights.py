@@ -106,6 +106,18 @@ def test_weights_that_do_not_fit_are_refused_with_names():
         ResUNet(2, 3, 2, weights={"epoch": 3}, **options)
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_are_checked_on_a_stand_in_without_a_word_of_torch():
+    """A pipeline is checked with a network without memory: torch warned once for each of 218 tensors."""
+    options = {"channels": (4, 4, 6, 8), "blocks": (1, 1, 1, 1)}
+    state = ResUNet(2, 3, 2, **options).encoder.state_dict()
+    with torch.device("meta"):
+        network = ResUNet(2, 1, 2, weights=state, **options)
+        assert network.weight_report.adapted == ("conv1.weight",)
+        with pytest.raises(CheckpointError, match="do not fit"):
+            ResUNet(2, 1, 2, weights={**state, "more.weight": torch.zeros(1)}, **options)
+
+
 def test_weights_files_that_cannot_be_read_are_refused(tmp_path):
     options = {"channels": (4, 4, 6, 8), "blocks": (1, 1, 1, 1)}
     with pytest.raises(CheckpointError, match="no such file"):

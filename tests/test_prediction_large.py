@@ -27,6 +27,7 @@ STEPS = {
         Component("NormalizeIntensityd", {"channel_wise": True}),
         Component("BoundaryWeightMapd", {}),
     ),
+    "labels alone": (NORMALISE, Component("InstancesToLabeld"), Component("RemapLabelsd", {"mapping": {2: 1}})),
     "given": (Component("NormalizeIntensityd", {"subtrahend": 90, "divisor": 40}),),
     "range": (Component("ScaleIntensityRanged", {"a_min": 10, "a_max": 180, "b_min": 0, "b_max": 1, "clip": True}),),
     "range, then mean": (
@@ -106,6 +107,8 @@ def test_what_windows_cannot_do_is_read_whole(tmp_path, monkeypatch):
     Image.fromarray(picture(1, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(picture(1, np.uint8)).convert("P").save(tmp_path / "palette.tif")
     assert large.open_large(tmp_path / "a.tif", spec, ()) is not None
+    targets = tuple(Component(name) for name in ("InstancesToLabeld", "BoundaryWeightMapd"))  # as in `cell` and `hela`
+    assert large.open_large(tmp_path / "a.tif", spec, targets) is not None
     assert large.open_large(tmp_path / "a.tif", spec, (Component("Rotate90d", {}),)) is None
     assert large.open_large(tmp_path / "a.tif", spec, (Component("NormalizeIntensityd", {"nonzero": True}),)) is None
     assert large.open_large(tmp_path / "a.png", spec, ()) is None

@@ -116,3 +116,11 @@ def test_bad_arguments(arguments):
 def test_number_of_seeds_must_fit():
     with pytest.raises(UsageError, match="one seed per sample"):
         RandIntensityd().apply_batch({"image": image((2, 1, 8, 8))}, [1])
+
+
+def test_factors_of_low_resolution_are_uniform_from_the_least_to_one():
+    change = RandIntensityd(low_resolution=0.6, prob=1.0)
+    found = [change.draw(torch.Generator().manual_seed(seed)).zoom for seed in range(400)]
+    assert 0.6 <= min(found) < 0.62
+    assert 0.98 < max(found) <= 1.0
+    assert abs(sum(found) / len(found) - 0.8) < 0.02  # 3.5 standard errors of 0.4 / sqrt(12) / sqrt(400)

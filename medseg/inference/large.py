@@ -20,14 +20,15 @@ from medseg.errors import DataError, MedsegError
 from medseg.volumes_colour import to_channels
 from medseg.volumes_tiff import has_windows, segment_shape
 
-__all__ = ["POINTWISE", "LargePicture", "open_large"]
+__all__ = ["LABEL_ONLY", "POINTWISE", "LargePicture", "open_large"]
 
 # each voxel of the result depends on that voxel alone, whatever the arguments
 POINTWISE = frozenset({"ScaleIntensityRanged", "ThresholdIntensityd"})
 LARGE = 2**26  # pixels, 8192 x 8192; below, a picture is read whole
 _PIECE = 2**22  # pixels read at once in the pass over the file; as float64 32 MB
 _PREVIEW = 2048  # longest side of the picture under the overlay
-_LABEL_ONLY = frozenset({"BoundaryWeightMapd"})  # nothing to do without a label
+# nothing to do without labels
+LABEL_ONLY = frozenset({"BoundaryWeightMapd", "InstancesToLabeld", "InteriorBorderLabeld", "RemapLabelsd"})
 
 
 class LargePicture:
@@ -164,7 +165,7 @@ def open_large(
     if len(geometry.shape) != 2 or math.prod(geometry.shape) <= (LARGE if limit is None else limit):
         return None
     able = all(
-        step.name in POINTWISE | _LABEL_ONLY
+        step.name in POINTWISE | LABEL_ONLY
         or (step.name == "NormalizeIntensityd" and not step.arguments.get("nonzero", False))
         for step in steps
     )
