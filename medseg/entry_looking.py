@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medseg.data_case import Case
+from medseg.entry_bands import look_at_bands
 from medseg.errors import DataError, LabelError, MedsegError, collect, counted
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
@@ -66,14 +67,13 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
         raise collect(problems)
     dims = _one(Counter(len(geometry.shape) for _, geometry, _, _ in seen), "dimensions", "E310")
     pictures = dims == 2
-    bands = {count for *_, count, _ in seen}
     if pictures:
         _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E318")
     facts = ImageFacts(dims, 1, None)
     some = [case for case, *_ in _spread(seen, _IMAGES_READ)]
     if pictures:
-        facts.colour = "rgb" if len(channels) == 3 and bands <= {3, 4} else _colour(seen, some, facts.notes)
-        facts.channels = 3 if facts.colour == "rgb" else 1
+        counts = Counter(count for *_, count, _ in seen)
+        facts.colour, facts.channels = look_at_bands([case.images[0] for case in some], counts, channels, facts.notes)
     else:
         facts.channels = _one(Counter(bands for *_, bands, _ in seen), "channels", "E310")
         if facts.channels > 1 and not channels:
@@ -239,23 +239,6 @@ def _from_colours(colours: Counter[tuple[int, ...]]) -> LabelFacts:
     names = {i: "background" if i == 0 else "colour " + " ".join(map(str, colour)) for i, colour in enumerate(order)}
     note = f"labels are colours: {len(order)} of them, {order[0]} is taken as background"
     return LabelFacts(names, colours={i: list(colour) for i, colour in enumerate(order)}, notes=[note])
-
-
-def _colour(seen: list, some: list[Case], notes: list[str]) -> str:
-    bands = Counter(bands for *_, bands, _ in seen)
-    if set(bands) <= {1, 2}:
-        return "grey"
-    try:
-        for case in some:
-            read_image(case.images[0], colour="grey", case=case.id)
-    except DataError:
-        if {1, 2} & set(bands):
-            found = ", ".join(f"{count} with {n} channels" for n, count in bands.most_common())
-            fix = "convert them to one kind, or give a pattern for each kind and make two data sets"
-            raise DataError("grey and coloured pictures in one set", code="E314", found=found, fix=fix) from None
-        return "rgb"
-    notes.append("the pictures have colour channels, but all are equal: read as grey")
-    return "grey"
 
 
 def _describe(seen: list, some: list[Case], facts: ImageFacts) -> list[str]:

@@ -210,7 +210,12 @@ def _to_channel_first(
     if raw.kind == "palette":
         assert raw.palette is not None
         array = apply_palette(array, raw.palette)
-    if raw.kind == "axis":  # a fourth axis of a volume: channels, time, directions; only the user knows
+    if raw.kind == "axis":  # a fourth axis of a volume, bands that are no colours: only the user knows what they are
+        if spatial == 2 and (colour is not None or channels is None or channels == 1):
+            message, fix = "several channels where one is expected", "save one of them as a file"
+            found = f"{array.shape[-1]} channels that are no colours"
+            more = f"{fix}; to train on all, list them as `channels`, without `colour`, in datasets.yaml"
+            raise DataError(message, code="E310", case=case, file=path, expected="1 channel", found=found, fix=more)
         if channels is None or channels == 1:
             raise DataError(
                 "a fourth dimension where a volume is expected",
@@ -222,7 +227,7 @@ def _to_channel_first(
                 fix="save one of its volumes as a file; a model for several channels lists them in its datasets.yaml",
             )
         return np.moveaxis(array, -1, 0), ()
-    if raw.kind == "colour" and spatial == 3 and colour is None and channels != 3:
+    if raw.kind == "colour" and spatial == 3 and colour is None and channels not in (3, array.shape[-1]):
         message = "a colour volume where grey is expected"
         fix = "save it as a grey volume; to train on colour, `colour: rgb` in datasets.yaml"
         raise DataError(message, code="E314", case=case, file=path, found=f"{array.shape[-1]} values a voxel", fix=fix)
@@ -230,7 +235,7 @@ def _to_channel_first(
         if colour == "rgb":
             return np.repeat(array[None], 3, axis=0), ()
         return array[None], ()  # no copy: volumes are large
-    return to_channels(array, spatial, colour, path=path, case=case)
+    return to_channels(array, spatial, colour, channels=channels, path=path, case=case)
 
 
 def _check_numbers(

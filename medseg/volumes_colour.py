@@ -39,9 +39,17 @@ def apply_palette(indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def to_channels(
-    array: np.ndarray, spatial: int, colour: str | None, *, path: Path, case: str | None = None
+    array: np.ndarray,
+    spatial: int,
+    colour: str | None,
+    *,
+    channels: int | None = None,
+    path: Path,
+    case: str | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """(*spatial) or (*spatial, bands) -> (C, *spatial) as `colour` asks, and notes.
+
+    `channels`: their declared number; if there are as many bands, each of them is one, and none is alpha.
 
     Raises:
         DataError: E314, colour where grey is expected, or two or more than four bands.
@@ -53,6 +61,8 @@ def to_channels(
     if array.ndim == spatial:
         array = array[..., None]
     bands = array.shape[-1]
+    if colour is None and bands == channels:
+        return np.ascontiguousarray(np.moveaxis(array, -1, 0)), notes
     if bands in (2, 4):  # the last one is alpha
         alpha = array[..., -1]
         opaque = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1

@@ -40,7 +40,8 @@ def interpret(
     array = raw.array
     colours = mapping if isinstance(mapping, Mapping) and any(not _number(key) for key in mapping) else None
     if raw.kind == "axis":
-        raise _refused("a label with four dimensions", "E310", path, case, "3 dimensions", f"shape {array.shape}")
+        kind, expected = ("four dimensions", "3 dimensions") if spatial == 3 else ("several channels", "1 channel")
+        raise _refused(f"a label with {kind}", "E310", path, case, expected, f"shape {array.shape}")
     if raw.kind == "palette":
         assert raw.palette is not None
         shown = apply_palette(array, raw.palette)

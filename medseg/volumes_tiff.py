@@ -21,6 +21,7 @@ from medseg.files import require_file
 from medseg.volumes_geometry import Geometry
 from medseg.volumes_image import Raw
 from medseg.volumes_pictures import check_size
+from medseg.volumes_tiff_axes import check_axes
 
 __all__ = ["has_windows", "read_tiff", "read_tiff_header", "read_tiff_window"]
 
@@ -39,7 +40,7 @@ def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -
     """
     with _opened(path, case) as (file, pages, size):
         hidden = _hidden_pages(file, pages)
-        shape, bands = _layout(pages, path, case, hidden)
+        shape, bands = _layout(file, pages, path, case, hidden)
         _check_room(pages, shape, bands, size, path, case)
         if dims == 2 and len(shape) > 2:
             found = f"{shape[-1]} pages"
@@ -57,16 +58,18 @@ def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -
             palette = (np.asarray(first.colormap) >> 8).astype(np.uint8).T
         bits = int(first.bitspersample)
         orientation = int(first.tags.valueof(274, 1))
+        # TIFF 6.0, ExtraSamples: of grey pictures 1 and 2 are alpha; other samples, such as stains, are no colours
+        stains = int(first.photometric) < 2 and bands != 3 and not {1, 2} & set(map(int, first.extrasamples))
     if len(shape) > 2:  # (page, row, column[, band]) -> (column, row, page[, band]), so that slices are the last axis
         array = array.transpose(2, 1, 0, *range(3, array.ndim))
-    kind = "palette" if palette is not None else "colour" if bands > 1 else "grey"
+    kind = "palette" if palette is not None else "grey" if bands == 1 else "axis" if stains else "colour"
     return Raw(array, Geometry.of(shape), "tiff", {"bits": bits, "orientation": orientation}, kind, palette, bits)
 
 
 def read_tiff_header(path: Path) -> tuple[Geometry, int, np.dtype]:
     """Geometry, bands and type from the tags alone."""
     with _opened(path, None) as (file, pages, _size):
-        shape, bands = _layout(pages, path, None, _hidden_pages(file, pages))
+        shape, bands = _layout(file, pages, path, None, _hidden_pages(file, pages))
         return Geometry.of(shape), bands, np.dtype(pages[0].dtype)
 
 
@@ -97,7 +100,7 @@ def read_tiff_window(path: Path, slices: tuple[slice, ...]) -> np.ndarray:
         if _hidden_pages(file, pages):
             fix = "save it with a directory for each page, or read it whole"
             raise DataError("this stack cannot be read in windows", code="E310", file=path, fix=fix)
-        shape, bands = _layout(pages, path, None)
+        shape, bands = _layout(file, pages, path, None)
         if len(slices) != len(shape):
             message = "one slice for each axis is needed"
             raise DataError(message, code="E310", file=path, expected=f"{len(shape)} slices", found=len(slices))
@@ -231,7 +234,7 @@ def _check_chain(path: Path, size: int, case: str | None) -> None:
             place = struct.unpack(order + next_form, file.read(struct.calcsize(next_form)))[0]
 
 
-def _layout(pages: list, path: Path, case: str | None, hidden: int = 0) -> tuple[tuple[int, ...], int]:
+def _layout(file: Any, pages: list, path: Path, case: str | None, hidden: int = 0) -> tuple[tuple[int, ...], int]:
     first = pages[0]
     sizes = {(p.imagelength, p.imagewidth, int(p.samplesperpixel), str(p.dtype)) for p in pages}
     if len(sizes) > 1:
@@ -243,8 +246,10 @@ def _layout(pages: list, path: Path, case: str | None, hidden: int = 0) -> tuple
         raise FormatError(message, code="E307", case=case, file=path, found=first.dtype)
     rows, columns = first.imagelength, first.imagewidth
     count = max(hidden, len(pages))
-    shape = (rows, columns) if count == 1 else (columns, rows, count)
-    return shape, int(first.samplesperpixel)
+    bands = int(first.samplesperpixel)
+    if count > 1:
+        check_axes(file, bands, path, case)
+    return (rows, columns) if count == 1 else (columns, rows, count), bands
 
 
 def _check_room(pages: list, shape: tuple, bands: int, size: int, path: Path, case: str | None) -> None:

@@ -126,8 +126,8 @@ def write_overlay(path: str | Path, image: np.ndarray, label: np.ndarray, refere
 
     Args:
         path: PNG file.
-        image: (row, column), (1, row, column) or (3, row, column); shown from its 0.5th to its 99.5th percentile,
-            uint8 as it is.
+        image: (row, column) or (C, row, column); three channels are colours, of other numbers the first is shown; from
+            its 0.5th to its 99.5th percentile, uint8 as it is.
         label: (row, column) integers; colours by index, distinguishable with the common colour blindnesses.
         reference: a second label, drawn as a white outline.
     """
@@ -135,7 +135,8 @@ def write_overlay(path: str | Path, image: np.ndarray, label: np.ndarray, refere
 
     grey = np.asarray(image)
     bands = grey if grey.ndim == 3 else grey[None]
-    if bands.shape[1:] != label.shape or bands.shape[0] not in (1, 3):
+    bands = bands if len(bands) == 3 else bands[:1]
+    if bands.shape[1:] != label.shape:
         raise UsageError("image and label do not fit", field="image", expected=label.shape, found=grey.shape)
     if bands.dtype != np.uint8:
         low, high = np.percentile(bands, (0.5, 99.5))

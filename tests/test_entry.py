@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from tiny import NNUNET_COLOURS
 
@@ -316,6 +317,37 @@ def test_grey_pictures_saved_in_colour_are_grey(tmp_path):
     result = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png")
     assert result.entry["colour"] == "grey"
     assert any("read as grey" in note for note in result.notes)
+
+
+def test_pictures_whose_palettes_hold_colours_are_coloured(tmp_path):
+    fill(tmp_path)
+    for i in range(4):
+        image = Image.fromarray(noise(i).astype(np.uint8) % 4, mode="P")
+        image.putpalette([0, 0, 0, 200, 30, 30, 30, 200, 30, 90, 90, 90])
+        image.save(tmp_path / f"img/p{i}_x.png")
+    entry = add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png").entry
+    assert (entry["colour"], entry["channels"]) == ("rgb", ["red", "green", "blue"])
+    assert not check_dataset(load_dataset("mine", root=tmp_path), tmp_path).problems
+    save(tmp_path / "img/p1_x.png", np.stack([noise(i) for i in range(3)], -1))
+    (problem,) = refused(lambda: add_dataset("more", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert problem.code == "E314"
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_samples_that_are_no_colours_are_channels(tmp_path, count):
+    fill(tmp_path)
+    stored = {}
+    for i in range(4):
+        stored[f"p{i}_x"] = np.stack([noise(i + 10 * c) for c in range(count)]).astype(np.uint8)
+        file, pixels = tmp_path / f"img/p{i}_x.tif", stored[f"p{i}_x"]
+        tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig="separate")
+    added = add_dataset("mine", tmp_path, images="img/*.tif", labels="msk/*.png")
+    assert f"{count} values in each pixel that are no colours: taken as channels" in added.notes
+    assert added.entry["channels"] == [f"channel {i + 1}" for i in range(count)]
+    assert "colour" not in added.entry
+    spec = load_dataset("mine", root=tmp_path)
+    for case in find_cases(spec, tmp_path):
+        np.testing.assert_array_equal(load_sample(case, spec)["image"].numpy(), stored[case.id])
 
 
 def test_folders_of_instance_masks(tmp_path):

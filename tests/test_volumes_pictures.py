@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from medseg.errors import DataError, FormatError, UsageError
+from medseg.errors import DataError, FormatError, LabelError, UsageError
 from medseg.volumes import read_geometry, read_image, read_label, read_window
 
 GREY = corpus.image((23, 31), np.uint8, seed=1)
@@ -167,6 +167,54 @@ def test_tiff_stacks_are_volumes_with_pages_last(tmp_path: Path, options: dict) 
     if "truncate" not in options:
         window = (slice(1, 4), slice(2, 7), slice(1, 3))
         np.testing.assert_array_equal(read_window(tmp_path / "a.tif", window), volume.array[(slice(None), *window)])
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("bands", [2, 4, 5])
+def test_samples_of_a_tiff_that_are_no_colours_are_channels(tmp_path: Path, bands: int, planar: str) -> None:
+    """Neither is the last of two or four stains alpha, nor are more than four refused; but their number is declared."""
+    array = corpus.image((bands, 9, 8), np.uint8, seed=3)
+    stored = array if planar == "separate" else np.moveaxis(array, 0, -1)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=planar)
+    volume = read_image(tmp_path / "a.tif", channels=bands)
+    np.testing.assert_array_equal(volume.array, array)
+    assert not volume.notes
+    for asked in ({}, {"colour": "grey"}, {"channels": 1}, {"colour": "rgb", "channels": 3}):
+        with pytest.raises(DataError) as caught:
+            read_image(tmp_path / "a.tif", **asked)
+        assert caught.value.code == "E310", asked
+    with pytest.raises(LabelError, match="several channels"):
+        read_label(tmp_path / "a.tif")
+
+
+def test_alpha_of_a_tiff_is_alpha(tmp_path: Path) -> None:
+    array = corpus.image((9, 8, 4), np.uint8, seed=3)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").array, np.moveaxis(array, -1, 0)[:3])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", channels=4).array, np.moveaxis(array, -1, 0))
+    options = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    tifffile.imwrite(tmp_path / "b.tif", array[..., :2], **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.tif").array[0], array[..., 0])
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome"])
+def test_what_a_tiff_says_of_its_pages(tmp_path: Path, kind: str) -> None:
+    """Pages along one axis are a volume, whatever it is called; channels in turn are no slices."""
+    array = corpus.image((3, 2, 7, 5), np.uint8)
+
+    def file(axes: str, pages: np.ndarray) -> Path:
+        tifffile.imwrite(tmp_path / f"{axes}.tif", pages, metadata={"axes": axes}, **{kind: True})
+        return tmp_path / f"{axes}.tif"
+
+    for axes in ("ZYX", "TYX", "CYX"):
+        np.testing.assert_array_equal(read_image(file(axes, array[:, 0])).array[0], array[:, 0].transpose(2, 1, 0))
+    for axes in ("ZCYX", "TCYX"):
+        with pytest.raises(DataError, match="several axes") as caught:
+            read_image(file(axes, array))
+        assert caught.value.code == "E310"
+        assert "2 channels" in str(caught.value)
+    rgb = file("ZYXS", corpus.image((3, 7, 5, 3), np.uint8))  # three samples of a pixel are no axis of pages
+    assert read_image(rgb, colour="rgb").array.shape == (3, 5, 7, 3)
 
 
 def test_tiff_of_different_pages_negatives_and_previews(tmp_path: Path) -> None:

@@ -167,6 +167,9 @@ def test_overlay_colours_and_outlines(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "b.png"))[4, 4].tolist() == [255, 255, 255]
     with pytest.raises(UsageError):
         write_overlay(tmp_path / "c.png", image[1:], label)
+    for count in (2, 4):  # of channels that are no colours the first is shown
+        write_overlay(tmp_path / "d.png", np.stack([image, *[255 - image] * (count - 1)]), label)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "d.png")), shown)
 
 
 def test_a_full_disk_while_a_label_is_written(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ class LargePicture:
     def _pixels(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
         box = (slice(start[0], start[0] + size[0]), slice(start[1], start[1] + size[1]))
         window = np.moveaxis(volumes.read_window(self.path, box), 0, -1)
-        pixels, _ = to_channels(window, 2, self.spec.colour, path=self.path, case=self.case)
         wanted = self.spec.in_channels
+        pixels, _ = to_channels(window, 2, self.spec.colour, channels=wanted, path=self.path, case=self.case)
         if len(pixels) != wanted:
             message, fix = "the number of channels differs from what is declared", "convert the image"
             raise DataError(

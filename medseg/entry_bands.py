@@ -1,0 +1,62 @@
+"""What the bands of a new data set's pictures are: grey, colours, transparency, or channels that are none of these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.errors import DataError
+from medseg.volumes import read_image
+
+__all__ = ["look_at_bands"]
+
+
+def look_at_bands(
+    pictures: Sequence[Path], bands: Counter[int], names: Sequence[str], notes: list[str]
+) -> tuple[str | None, int]:
+    """`colour` of the entry and the number of channels.
+
+    Args:
+        pictures: those that are read whole.
+        bands: how many pictures have how many bands, by their headers.
+        names: of the channels, where something tells them.
+        notes: sentences for the user are added.
+
+    Raises:
+        DataError: a picture is refused, or some are grey and some coloured.
+    """
+    many = max(bands)
+    named = len(names) == many != 3
+    if len(bands) == 1 and many > 1 and (named or _are_channels(pictures[0])):
+        notes += [] if names else [f"{many} values in each pixel that are no colours: taken as channels"]
+        return None, many
+    colour = "rgb" if len(names) == 3 and set(bands) <= {3, 4} else _colour(pictures, bands, notes)
+    return colour, 3 if colour == "rgb" else 1
+
+
+def _are_channels(picture: Path) -> bool:
+    """Whether the bands are neither colours nor transparency, so that nothing but their number can be declared."""
+    try:
+        read_image(picture, colour="luma")
+    except DataError as error:
+        return error.code == "E310"
+    return False
+
+
+def _colour(pictures: Sequence[Path], bands: Counter[int], notes: list[str]) -> str:
+    try:
+        for picture in pictures:
+            read_image(picture, colour="grey")
+    except DataError as error:
+        if error.code != "E314":
+            raise
+        if {1, 2} & set(bands) and len(bands) > 1:
+            found = ", ".join(f"{count} with {n} channels" for n, count in bands.most_common())
+            fix = "convert them to one kind, or give a pattern for each kind and make two data sets"
+            raise DataError("grey and coloured pictures in one set", code="E314", found=found, fix=fix) from None
+        return "rgb"  # of palettes too, which are one band of indices
+    if set(bands) <= {1, 2}:
+        return "grey"
+    notes.append("the pictures have colour channels, but all are equal: read as grey")
+    return "grey"

@@ -1,0 +1,35 @@
+"""What ImageJ and OME write into a TIFF about its pages: slices, points in time, channels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError
+
+__all__ = ["check_axes"]
+
+_NAMES = {"slices": "Z", "frames": "T", "channels": "C"}
+
+
+def check_axes(file: Any, bands: int, path: Path, case: str | None) -> None:
+    """Refuse pages along several axes by the file's own words: channels in turn would become slices of a volume.
+
+    One axis alone may be any, because programs call slices channels.
+
+    Raises:
+        DataError: E310.
+    """
+    found: dict[str, int] = {}
+    if file.is_imagej:
+        found = {name: int(file.imagej_metadata.get(name, 1)) for name in _NAMES}
+    # tifffile would open the other files that OME's text may name
+    elif file.is_ome and (pixels := re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata)):
+        sizes = dict(re.findall(r'\bSize([ZTC])="(\d{1,9})"', pixels[0]))
+        found = {name: int(sizes.get(key, 1)) // (bands if key == "C" else 1) for name, key in _NAMES.items()}
+    axes = [f"{count} {name}" for name, count in found.items() if count > 1]
+    if len(axes) > 1:
+        message, fix = "the pages of the TIFF lie along several axes", "save each channel, or point in time, as a file"
+        expected, told = "slices alone", ", ".join(axes)
+        raise DataError(message, code="E310", case=case, file=path, expected=expected, found=told, fix=fix)
