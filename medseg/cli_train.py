@@ -99,15 +99,18 @@ def train(
 
 
 def _train_folds(
-    plan: Any, resume: Path | None, *, output: Path, init: Path | None, report: bool, common: dict[str, Any]
+    plan: Any, resume: Path | None, *, output: Path, init: Path | str | None, report: bool, common: dict[str, Any]
 ) -> tuple[list[Path], list[Path]]:
     """Every fold, each scored when it ends, then all together; what `resume` holds of them is not done again."""
     from medseg import training
+    from medseg.run import newest_run
     from medseg.training_series import take_up
 
+    # of a folder of runs the newest now: later it would be one of these folds, which has seen the others' cases
+    init = None if init is None else newest_run(init)
     series = None if resume is None else take_up(resume, data=common["data"])
     if series is not None:
-        plan, output, common = series.pipeline, series.output, {**common, "data": series.root}
+        plan, output, init, common = series.pipeline, series.output, series.init, {**common, "data": series.root}
     runs, reports = [], []
     for fold in range(_count_folds(plan, common["data"])):
         try:
@@ -233,9 +236,19 @@ def _pool_folds(runs: list[Path]) -> Path:
 
     folder = runs[0].parent / "cross_validation"
     earlier = 1
-    while folder.exists():  # of other seeds, or of another number of folds
+    while folder.exists() and not _is_left(folder, runs):  # of other seeds, or of another number of folds
         earlier += 1
         folder = folder.with_name(f"cross_validation_{earlier}")
     result = evaluation.pool_runs(runs, output=folder)
     show_summary(result, _chosen_metrics(runs[0]), title="Scores, all folds together")
     return program.write_report(result.folder)
+
+
+def _is_left(folder: Path, runs: list[Path]) -> bool:
+    """Whether the pooling of these very runs was stopped here before its last file, the report."""
+    from medseg.run import RunFolder
+
+    summary = RunFolder(folder).read_json("summary.json")
+    if (folder / "report.html").exists():
+        return False
+    return not isinstance(summary, dict) or summary.get("runs") == [run.resolve().name for run in runs]

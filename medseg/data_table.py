@@ -14,6 +14,8 @@ from medseg.volumes import case_id
 
 __all__ = ["by_csv", "read_table"]
 
+_MORE = "\n"  # under which the cells beyond the header are found: no column can be called so
+
 
 def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
     problems: Problems = []
@@ -80,21 +82,32 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
     """Column names, rows and the line of each in a CSV file (commas, semicolons or tabs; UTF-8).
 
     Raises:
-        ConfigError: not readable, not UTF-8, no header.
+        ConfigError: not readable, not UTF-8, no header, two columns of one name, a row with more cells than columns.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(text.splitlines(), delimiter=separator, strict=True)
-        rows, lines = [], []
+        reader = csv.DictReader(text.splitlines(), restkey=_MORE, delimiter=separator, strict=True)
+        columns = [name.strip() for name in reader.fieldnames or []]
+        rows, lines, longer = [], [], []
         for row in reader:  # blank lines are passed over, so rows do not count them
-            rows.append(
-                {(k or "").strip(): (text or "").strip() for k, text in row.items() if isinstance(text, str | None)}
-            )
+            if any(more := [cell for cell in row.pop(_MORE, ()) if cell.strip()]):
+                longer.append((reader.line_num, more))
+            rows.append({(name or "").strip(): (text or "").strip() for name, text in row.items()})
             lines.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError("cannot read the table", code="E119", file=path, found=error) from None
-    columns = [name.strip() for name in reader.fieldnames or []]
+        fix = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else None
+        raise ConfigError("cannot read the table", code="E119", file=path, found=error, fix=fix) from None
     if not columns:
         raise ConfigError("the table is empty", code="E119", file=path, expected="a first line with the columns' names")
+    if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+        raise ConfigError("several columns of one name", code="E119", file=path, found=", ".join(twice))
+    if longer:  # what stands there would be passed over, a patient perhaps
+        line, more = longer[0]
+        message, fix = "cells without a column", "name every column; put what holds a separator into quotes"
+        found = f"{', '.join(more)}; {counted(len(longer), 'such row')}"
+        expected = f"{len(columns)} cells: {', '.join(columns)}"
+        raise ConfigError(
+            message, code="E119", field=f"line {line}", file=path, expected=expected, found=found, fix=fix
+        )
     return columns, rows, lines

@@ -91,22 +91,7 @@ def find_predictions(folder: str | Path) -> dict[str, Path]:
     Raises:
         DataError: the folder is missing or holds no images.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise DataError("there is no such folder of predictions", code="E302", file=folder)
-    try:
-        files = list_inputs([folder])
-    except UsageError as error:
-        if error.message != "the folder holds no images":  # two files of one case
-            raise
-        raise DataError(
-            "the folder holds no images",
-            code="E302",
-            file=folder,
-            expected="label images (NIfTI, PNG, TIFF ...)",
-            found=error.message,
-        ) from error
-    found = {case_id(path): path for path in files}
+    found = _files_of_cases(Path(folder), "predictions", "label images (NIfTI, PNG, TIFF ...)")
     return {
         case: path
         for case, path in found.items()
@@ -272,12 +257,7 @@ def describe_grid(geometry: Geometry) -> str:
 
 def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
     """The image of each case that has one there; of several channels the first."""
-    try:
-        files = {case_id(path): path for path in list_inputs([folder])}
-    except UsageError as error:
-        raise DataError(
-            "images cannot be listed", code="E302", field="images", file=folder, found=error.message
-        ) from error
+    files = _files_of_cases(folder, "images", "images (NIfTI, PNG, TIFF ...)", field="images")
     found = {case: files.get(case) or files.get(f"{case}_0000") for case in wanted}
     if not any(found.values()):
         raise DataError(
@@ -285,6 +265,17 @@ def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
             expected=_some(wanted), found=_some(files), fix="name each image as its reference, or leave --images out",
         )  # fmt: skip
     return {case: path for case, path in found.items() if path is not None}
+
+
+def _files_of_cases(folder: Path, what: str, expected: str, *, field: str | None = None) -> dict[str, Path]:
+    if not folder.exists():
+        raise DataError(f"there is no such folder of {what}", code="E302", field=field, file=folder)
+    try:
+        return {case_id(path): path for path in list_inputs([folder])}
+    except UsageError as error:
+        if error.message != "the folder holds no images":  # two files of one case
+            raise
+        raise DataError(error.message, code="E302", field=field, file=folder, expected=expected) from error
 
 
 def _probabilities(folder: Path) -> dict[str, Path]:

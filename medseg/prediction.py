@@ -13,6 +13,7 @@ import numpy as np
 
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError, UsageError
+from medseg.inference.channels import join_channels
 from medseg.inference.memory import parse_bytes
 from medseg.inference.outputs import Job, find_inputs, is_complete, plan_outputs, protect
 from medseg.inference.stages import Work
@@ -99,7 +100,8 @@ def predict(
 
     Args:
         model: run folder, checkpoint, package, a loaded Model, or a list of runs whose probabilities are averaged.
-        inputs: files, folders, glob patterns, DICOM series folders.
+        inputs: files, folders, glob patterns, DICOM series folders; files of the channels of one image, named as in the
+            model's data set or `_0000`, `_0001` ..., are one case.
         output: folder for `<case>.nii.gz` (volumes), `<case>.png` (PNG, JPEG, GIF), `<case>.tif` (TIFF); pictures get a
             coloured overlay in `overlays/`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -128,10 +130,11 @@ def predict(
     share = choose_shard(shard)
     output, format = Path(output), None if format is None else format.lower()
     found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
-    jobs = take_shard(plan_outputs(found, output, format), *share)
+    jobs = plan_outputs(found, output, format)
     chosen = _device(device, precision)
     if isinstance(model, str | Path | list | tuple):
         model = load_model(model, device=chosen)
+    jobs = take_shard(join_channels(jobs, model.dataset), *share)
     used = tuple(map(str, (getattr(model, "metadata", None) or {}).get("sources", ())))
     work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format, precision)
     missing = [_failed(name, error) for name, error in refused] if share[0] == 0 else []  # told by one shard

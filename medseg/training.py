@@ -27,7 +27,7 @@ from medseg.handlers import Output, attach_handlers, close_epoch, make_engine, r
 from medseg.handlers_output import BarOutput, LineOutput, MlflowOutput, TableOutput, TensorBoardOutput, write_profile
 from medseg.handlers_signals import Signals, Stopped, listen
 from medseg.hardware import Hardware, choose_hardware, configured
-from medseg.run import RunFolder, provenance
+from medseg.run import RunFolder, newest_run, provenance
 from medseg.training_finish import load_best, mend_best, predict_validation
 from medseg.training_memory import check_memory, memory_error
 from medseg.training_plan import Plan, plan_new, plan_resume
@@ -129,7 +129,7 @@ def _train_plan(
         session.notices[:0] = [*plan.notices, *prepared.notices]
         for notice in session.notices:
             show(f"note: {notice}")
-        _describe(plan, prepared, session)
+        _describe(plan, prepared, session, None if init is None else str(newest_run(init).resolve()))
         _run(session, prepared, signals, mlflow=mlflow, progress=progress, show=show)
         if profile and group.writes:
             show(write_profile(session, run.path / "profile.txt"))
@@ -169,7 +169,7 @@ def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: Ru
     return session
 
 
-def _describe(plan: Plan, prepared: Prepared, session: Session) -> None:
+def _describe(plan: Plan, prepared: Prepared, session: Session, init: str | None) -> None:
     """pipeline.yaml, split.json, provenance.json: what was asked, and of what."""
     if not session.group.writes:
         return
@@ -184,10 +184,11 @@ def _describe(plan: Plan, prepared: Prepared, session: Session) -> None:
         iterations_per_epoch=session.per_epoch,
         cases=prepared.keys,
         notices=session.notices,
+        init=init,
     )
     earlier = run.read_json("provenance.json") if plan.state is not None else None
     if isinstance(earlier, dict):
-        before = earlier.get("cases", {})
+        before, facts["init"] = earlier.get("cases", {}), earlier.get("init")
         earlier["cases"] = {name: key for name, key in before.items() if prepared.keys.get(name) != key}
         facts["earlier"] = [*earlier.pop("earlier", []), earlier]
     run.write_json("provenance.json", facts)

@@ -24,12 +24,14 @@ class Series:
         root: the data root of the newest run.
         output: the folder of runs, which holds the folder of this pipeline's.
         runs: fold -> its newest run that can go on or is finished.
+        init: the run or checkpoint whose weights its folds began with, if any.
     """
 
     pipeline: Pipeline
     root: Path
     output: Path
     runs: dict[int, Path]
+    init: str | None = None
 
     def is_finished(self, fold: int) -> bool:
         """Whether the fold's run came to its end."""
@@ -37,7 +39,7 @@ class Series:
 
 
 def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
-    """The series to which the newest run in `folder` belongs: runs beside it of the same choices and the same split.
+    """The series to which the newest run in `folder` belongs: runs beside it of the same choices, split and `init`.
 
     How long a run is trained may differ, as it may where a single run is continued. Of several runs of one fold the
     newest counts; one that ended before its first checkpoint does not, its fold is trained anew.
@@ -66,13 +68,20 @@ def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
     # checked when the series began; what only a new fold needs (a file of weights) is looked for by that fold
     pipeline = load_pipeline(newest / "pipeline.yaml", root=root, check=False)
     pipeline = pipeline.model_copy(update={"name": newest.parent.name})
-    return Series(pipeline, root, newest.parent.parent, runs)
+    return Series(pipeline, root, newest.parent.parent, runs, wanted[0]["init"])
 
 
 def _choices(run: Path) -> tuple[dict[str, Any], int | None] | None:
     """What was chosen, without what may change in a run, and its fold; None where that cannot be read."""
-    chosen, split = choices_of(run / "pipeline.yaml"), RunFolder(run).read_json("split.json")
+    folder = RunFolder(run)
+    chosen, split = choices_of(run / "pipeline.yaml"), folder.read_json("split.json")
+    if chosen is None:
+        return None
     try:
-        return None if chosen is None else ({**chosen, "split": (split["seed"], split["folds"])}, split["fold"])
-    except (KeyError, TypeError):
+        more = {
+            "split": (split["seed"], split["folds"]),
+            "init": (folder.read_json("provenance.json") or {}).get("init"),
+        }
+        return {**chosen, **more}, split["fold"]
+    except (KeyError, TypeError, AttributeError):
         return None

@@ -95,7 +95,9 @@ def read_image(
     _check_kind(raw.geometry, dims, path, case)
     if wanted is not None and array.shape[0] != wanted:
         message = "the number of channels differs from what is declared"
-        fix = "convert the image, or use a model for such images"
+        several = wanted > 1 == array.shape[0]
+        fix = "give the files of all channels (x_0000, x_0001 ...), or one with all" if several else "convert the image"
+        fix += ", or use a model for such images"
         raise DataError(message, code="E310", case=case, file=path, expected=wanted, found=array.shape[0], fix=fix)
     array, more = _check_numbers(array, nan, path, case)
     return Volume(array, raw.geometry, path, raw.format, raw.header, array.shape[0], (*raw.notes, *notes, *more))

@@ -155,6 +155,49 @@ def test_a_second_series_of_folds_leaves_the_pooled_scores_of_the_first(place, c
         assert (place / "runs" / "tiny" / name / "cases.csv").is_file()
 
 
+def test_a_series_of_folds_begins_with_the_weights_that_were_named(place, capsys, monkeypatch):
+    """Not with those of its own first fold, and also where it goes on."""
+    at = ["--cache", place / "cache", "--device", "cpu", "--no-report"]
+    series = ["train", place / "tiny.yaml", "--data", place / "data", "-o", place / "runs"]
+    assert call(*series, *at) == 0
+    (first,) = (place / "runs" / "tiny").iterdir()
+    train, inits = training.train, []
+
+    def stop_in_the_second(*arguments, **more):
+        inits.append(more.get("init"))
+        if len(inits) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(training, "train", stop_in_the_second)
+    assert call(*series, "--init", place / "runs" / "tiny", "--fold", "all", *at) == 130
+    assert inits == [first, first]
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("all folds: ")]
+    assert call(*shlex.split(line.removeprefix("all folds: medseg ")), *at) == 0
+    assert inits[2:] == [str(first.resolve())]  # of the second fold; the first is finished
+    second = max((place / "runs" / "tiny").glob("*_fold1"))
+    facts = json.loads((second / "provenance.json").read_text())
+    assert facts["init"] == str(first.resolve())
+    assert any("tensors loaded from" in notice for notice in facts["notices"])
+
+
+@pytest.mark.parametrize("left", [("cases.csv",), ("cases.csv", "summary.json")])
+def test_a_pooling_that_was_stopped_is_done_anew_in_its_place(place, left):
+    at = ["--cache", place / "cache", "--device", "cpu"]
+    command = ["train", place / "tiny.yaml", "--data", place / "data", "-o", place / "runs", "--fold", "all", *at]
+    assert call(*command) == 0
+    pooled = place / "runs" / "tiny" / "cross_validation"
+    whole = (pooled / "cases.csv").read_bytes()
+    for path in pooled.iterdir():
+        if path.name not in left:
+            path.unlink()
+    (pooled / "cases.csv").write_bytes(whole[:50])
+    assert call("train", "--resume", place / "runs" / "tiny", "--fold", "all", *at) == 0
+    assert (pooled / "cases.csv").read_bytes() == whole
+    assert (pooled / "report.html").is_file()
+    assert not pooled.with_name("cross_validation_2").exists()
+
+
 @pytest.mark.parametrize(
     ("also", "found"),
     [

@@ -607,6 +607,23 @@ def test_a_table(tmp_path):
     assert problem.field == "label"
 
 
+@pytest.mark.parametrize(
+    ("head", "message", "field"),
+    [
+        ("image;label", "cells without a column", "line 2"),  # patients whose column has no name: not passed over
+        ("image;label;image", "several columns of one name", None),
+    ],
+)
+def test_a_table_whose_cells_do_not_fit_its_columns(tmp_path, head, message, field):
+    fill(tmp_path)
+    rows = [head, *(f"img/p{i}_x.png;msk/p{i}_x_mask.png;p{i % 2};;" for i in range(4))]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, csv="t.csv"), 2)
+    assert (problem.code, problem.message, problem.field) == ("E119", message, field)
+    (tmp_path / "t.csv").write_text("\n".join(["image;label;group", *rows[1:]]))  # empty ones are nothing
+    assert "2 groups" in add_dataset("mine", tmp_path, csv="t.csv").notes[-1]
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 

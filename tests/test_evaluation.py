@@ -424,7 +424,7 @@ def test_images_lie_under_the_pictures_and_one_on_another_grid_is_told(folders):
         ({"workers": 0}, UsageError, "at least one"),
         ({"protocol": "imaginary"}, UsageError, "unknown protocol"),
         ({"reference": None}, UsageError, "no run"),
-        ({"images": "absent"}, DataError, "images cannot be listed"),
+        ({"images": "absent"}, DataError, "no such folder of images"),
         ({"images": "other"}, DataError, "no image has the name of a reference"),
         ({"reference": None, "images": "ref"}, UsageError, "know their images themselves"),
         ({"reference": "liver", "images": "ref"}, UsageError, "know their images themselves"),

@@ -83,6 +83,53 @@ def test_nifti_in_nifti_out_on_the_same_grid(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["{id}_t1.nii.gz", "{id}_t2.nii.gz"], ["{}_t1.nii.gz", "{}_t2.nii.gz"]),
+        (["{id}_t1.nii.gz", "{id}_t2.nii.gz"], ["{}_0000.nii.gz", "{}_0001.nii.gz"]),
+        (["t1/{id}.nii.gz", "t2/{id}.nii.gz"], ["{}_0000.nii", "{}_0001.nii"]),
+    ],
+)
+def test_channels_that_are_files_of_their_own_are_one_case(tmp_path, patterns, names):
+    model = make_model(channels=2)
+    facts = {**model.dataset.to_dict(), "channels": ["t1", "t2"]}
+    facts["files"] = [{"training": {"image": patterns, "label": "{id}_label.nii.gz"}}]
+    model.dataset = DatasetSpec.from_dict(facts)
+    (tmp_path / "in").mkdir()
+    arrays = {}
+    for number, case in enumerate(("p1", "p_0000")):  # the second looks like a channel itself
+        files = [tmp_path / "in" / name.format(case) for name in names]
+        arrays[case] = [make_volume(file, seed=10 * number + k) for k, file in enumerate(files)]
+    result = predict(model, tmp_path / "in", tmp_path / "out", progress=False)
+    assert [(case.case, case.status) for case in result.cases] == [("p1", "done"), ("p_0000", "done")]
+    for case, (first, second) in arrays.items():
+        found = volumes.read_label(tmp_path / "out" / f"{case}.nii.gz").array[0]
+        np.testing.assert_array_equal(found, (first / 2 + second / 2) > 100)
+    again = predict(model, tmp_path / "in", tmp_path / "out", resume=True, progress=False)
+    assert [case.status for case in again.cases] == ["skipped", "skipped"]
+    changed = make_volume(
+        tmp_path / "in" / names[1].format("p1"), seed=99
+    )  # a further channel counts as the first does
+    again = predict(model, tmp_path / "in", tmp_path / "out", resume=True, progress=False)
+    assert [case.status for case in again.cases] == ["done", "skipped"]
+    found = volumes.read_label(tmp_path / "out" / "p1.nii.gz").array[0]
+    np.testing.assert_array_equal(found, (arrays["p1"][0] / 2 + changed / 2) > 100)
+    (tmp_path / "in" / names[1].format("p1")).unlink()
+    left = predict(model, tmp_path / "in", tmp_path / "out2", progress=False)
+    assert [case.status for case in left.cases] == ["failed", "done"]
+    assert "give the files of all channels" in left.cases[0].error["fix"]
+
+
+def test_numbered_files_that_hold_all_channels_are_cases(tmp_path):
+    stack = np.stack([make_volume(tmp_path / "x.nii.gz", seed=k) for k in range(3)], -1)
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        nibabel.save(nibabel.Nifti1Image(stack, np.eye(4)), tmp_path / f"in/a_{number:04d}.nii.gz")
+    result = predict(make_model(channels=3), tmp_path / "in", tmp_path / "out", progress=False)
+    assert [(case.case, case.status) for case in result.cases] == [(f"a_{n:04d}", "done") for n in range(3)]
+
+
+@pytest.mark.parametrize(
     "inference",
     [
         Component("OverlapTileInferer", {"tile": 14}),

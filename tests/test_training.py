@@ -527,7 +527,12 @@ def test_mlflow_is_looked_for_before_anything_is_prepared(tmp_path, monkeypatch)
 def test_a_loss_that_is_no_number_stops_and_names_the_cases(place, tmp_path):
     with pytest.raises(TrainingError, match="no number") as caught:
         run(place, tiny_pipeline(optimizer={"SGD": {"lr": 1e30}}, epochs=20), output=tmp_path)
-    assert "c" in str(caught.value.case)
+    assert (caught.value.code, caught.value.field) == ("E601", "loss")
+    assert re.fullmatch(r"the loss or its gradient is no number, \d+ steps in a row", caught.value.message)
+    assert re.fullmatch(r"c\d(, c\d)*", str(caught.value.case))
+    assert str(caught.value.found).startswith("iteration ")
+    assert "a lower learning rate, train.clip or precision fp32" in str(caught.value.fix)
+    assert "best.pt and last.pt, if any" in str(caught.value.fix)  # a run may fail before its first checkpoint
     assert "--init" not in str(caught.value.fix)
     folder = next((tmp_path / "tiny").iterdir())
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"

@@ -41,12 +41,17 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Job:
-    """One input and its outputs."""
+    """One input and its outputs; `more` are the files of further channels, where each is one of its own."""
 
     case: str
     source: Path
     output: Path
     record: Path
+    more: tuple[Path, ...] = ()
+
+    def state(self) -> str:
+        """Of the input: its `fingerprint`, which changes when one of its files does."""
+        return ";".join(map(fingerprint, (self.source, *self.more)))
 
     @property
     def probabilities(self) -> Path:
@@ -193,7 +198,7 @@ def fingerprint(path: Path) -> str:
 def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path], state: str) -> None:
     """Note that the outputs of a job are complete: which model and options made them from which state of the input.
 
-    `state`: the input's `fingerprint` when it was read.
+    `state`: the input's, when it was read.
     """
     value = {
         "case": job.case,
@@ -207,9 +212,8 @@ def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path
 
 
 def replaced(job: Job, state: str) -> tuple[str, ...]:
-    """A note where the outputs that are there were made from another input, elsewhere, of the same name.
-
-    `state`: the input's `fingerprint`. Which input it was is not said: of places and states only hashes are kept.
+    """A note where the outputs that are there were made from another input, elsewhere, of the same name (not which:
+    of places and states only hashes are kept). `state`: the input's.
     """
     try:
         value = json.loads(job.record.read_text(encoding="utf-8"))
@@ -224,7 +228,7 @@ def is_complete(job: Job, model: str, options: dict[str, Any]) -> bool:
     """Whether the outputs are there, whole, and made by this model with these options from the input as it is now."""
     try:
         value = json.loads(job.record.read_text(encoding="utf-8"))
-        same = (value["model"], value["options"], value["input"]) == (model, options, _hashed(fingerprint(job.source)))
+        same = (value["model"], value["options"], value["input"]) == (model, options, _hashed(job.state()))
         return same and all(_size(job.output.parent / name) == size for name, size in value["outputs"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

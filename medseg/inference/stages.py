@@ -25,7 +25,7 @@ from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
 from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import resident_bytes
-from medseg.inference.outputs import Job, fingerprint, header_of, probability_file, record, replaced
+from medseg.inference.outputs import Job, header_of, probability_file, record, replaced
 
 __all__ = ["Work"]
 
@@ -97,16 +97,17 @@ class Work:
 
     def read(self, job: Job) -> dict[str, Any]:
         try:
-            before = fingerprint(job.source)
+            before = job.state()
         except OSError:
             before = ""  # refused below, with the reader's message
-        large = open_large(job.source, self.spec, self.pipeline.preprocess, case=job.case)
+        large = None if job.more else open_large(job.source, self.spec, self.pipeline.preprocess, case=job.case)
         if large is not None:
             sample: dict[str, Any] = {"image": large, "native": large.native, "picture": large.preview}
             sample |= {"channels": large.shape[0], "stride": large.stride, "notes": ("read in windows",)}
         else:
-            sample = load_image_sample(job.source, self.spec, case=job.case, series=self.series)
-        if before and fingerprint(job.source) != before:
+            sources = (job.source, *job.more) if job.more else job.source
+            sample = load_image_sample(sources, self.spec, case=job.case, series=self.series)
+        if before and job.state() != before:
             message, fix = "the file changed while it was read", "predict it again once it is written completely"
             raise DataError(message, code="E302", case=job.case, file=job.source, fix=fix)
         volumes.check_suffix(job.output, sample["native"].kind, volumes.find_format(job.source))
