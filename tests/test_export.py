@@ -14,6 +14,7 @@ import monai
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -278,6 +279,35 @@ def test_the_runner_tiles_a_picture_of_an_unpadded_network_exactly(tmp_path):
     one, two = (np.asarray(Image.open(tmp_path / d / "a.png")) for d in ("out", "masks"))
     assert len(np.unique(one)) > 1
     assert (one != two).mean() < 1e-3
+
+
+def test_the_runner_reads_pictures_as_medseg_does_or_stops(tmp_path):
+    """16 bits in either order of bytes are 16 bits; what would be cut to 8, and other channels, end without a mask."""
+    choices = pipeline(
+        preprocess=[{"NormalizeIntensityd": {}}], network={"UNet": {"channels": [4, 8]}},
+        train={"epochs": 1, "batch": 1, "patch": [32, 32]}, inference="OverlapTileInferer", postprocess=[],
+    )  # fmt: skip
+    grey = dataset(dims=2, unit="px", channels=["grey"], colour="grey", modality="microscopy")
+    run = make_run(tmp_path / "run", choices, grey, seed=3)
+    folder = export_onnx(run, tmp_path / "onnx")
+    pixels = np.random.default_rng(1).integers(300, 60000, (40, 44), dtype=np.uint16)
+    (tmp_path / "in").mkdir()
+    for name, order in (("little", "<"), ("big", ">")):
+        tifffile.imwrite(tmp_path / f"in/{name}.tif", pixels, byteorder=order)
+    predict(run, tmp_path / "in", tmp_path / "out", progress=False)
+    wanted = tifffile.imread(tmp_path / "out" / "big.tif")
+    assert len(np.unique(wanted)) > 1
+    command = [sys.executable, str(folder / "run_onnx.py"), "-o", str(tmp_path / "masks")]
+    subprocess.run([*command, *(str(tmp_path / f"in/{name}.tif") for name in ("little", "big"))], check=True)
+    for name in ("little", "big"):
+        assert (np.asarray(Image.open(tmp_path / f"masks/{name}.png")) != wanted).mean() < 1e-3
+    tifffile.imwrite(tmp_path / "colour16.tif", np.stack([pixels] * 3, -1), photometric="rgb")
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([pixels] * 5), photometric="minisblack")
+    Image.fromarray(np.random.default_rng(1).integers(0, 9, (40, 44, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
+    for name in ("colour16.tif", "pages.tif", "colour.png"):
+        done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True)
+        assert (done.returncode, name in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr
+    assert sorted(path.stem for path in (tmp_path / "masks").iterdir()) == ["big", "little"]
 
 
 def test_the_runner_takes_neighbouring_slices_as_channels(images, tmp_path):

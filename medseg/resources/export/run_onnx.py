@@ -34,29 +34,29 @@ def component(entry):
 
 def read(path, dataset):
     """Image (C, *spatial) float32, its 4x4 affine, and what is needed to write a label image like it."""
-    channels = len(dataset["channels"])
+    channels, colour, affine, stored = len(dataset["channels"]), dataset.get("colour"), np.eye(4), None
     if path.name.lower().endswith((".nii", ".nii.gz")):
         import nibabel
 
         stored = nibabel.load(path)
-        array = np.asarray(stored.dataobj, dtype=np.float32)
-        array = np.moveaxis(array, -1, 0) if channels > 1 else array.reshape(array.shape[:3])[None]
-        return array, np.asarray(stored.affine, float), stored
-    from PIL import Image
+        array, affine = np.asarray(stored.dataobj, dtype=np.float32), np.asarray(stored.affine, float)
+        array = np.moveaxis(array.reshape((*array.shape[:3], -1)), -1, 0)
+    else:
+        from PIL import Image
 
-    with Image.open(path) as stored:
-        if dataset.get("colour") == "rgb":
-            array = np.moveaxis(np.asarray(stored.convert("RGB"), np.float32), -1, 0)
-        else:
-            array = np.asarray(stored if stored.mode in ("L", "I;16", "I", "F") else stored.convert("RGB"), np.float32)
-            if array.ndim == 3 and dataset.get("colour") == "luma":
-                array = np.rint(array @ np.array([0.299, 0.587, 0.114], np.float32))
-            elif array.ndim == 3:
-                if not (array[..., :1] == array).all():
-                    sys.exit(f"{path}: a colour picture, but the model takes grey ones")
-                array = array[..., 0]
-            array = array[None]
-    return array, np.eye(4), None
+        with Image.open(path) as picture:
+            grey = picture.mode in ("1", "L", "I;16", "I;16B", "I", "F")
+            if getattr(picture, "n_frames", 1) > 1 or (not grey and ";16" in str(picture.tile)):
+                sys.exit(f"{path}: several pages, or 16 bits a colour (eight would be lost): predict with medseg")
+            array = np.asarray(picture if grey else picture.convert("RGB"), np.float32)
+        if array.ndim == 3 and colour == "luma":
+            array = np.rint(array @ np.array([0.299, 0.587, 0.114], np.float32))
+        elif array.ndim == 3 and colour != "rgb" and channels == 1 and (array[..., :1] == array).all():
+            array = array[..., 0]
+        array = np.moveaxis(array, -1, 0) if array.ndim == 3 else np.repeat(array[None], 3 if colour == "rgb" else 1, 0)
+    if len(array) != channels:
+        sys.exit(f"{path}: {len(array)} channels (colours), but the model takes {channels}")
+    return array, affine, stored
 
 
 def orient(image, affine, codes):
