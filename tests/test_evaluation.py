@@ -747,6 +747,13 @@ def test_stored_probabilities_are_never_in_memory_all_at_once(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < classes * reference.size * 2  # not even as they are stored, two bytes each
+    # of one class only its own part of the files is read
+    one = zarr.open_array(str(tmp_path / "p.zarr"), mode="r")
+    tracemalloc.start()
+    one[1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < classes * reference.size  # half of what is stored
     # the same numbers as of the whole array at once
     whole = np.asarray(zarr.open(str(tmp_path / "p.zarr"), mode="r")[...], np.float32)
     expected = calibration_counts(whole, reference, reading, None)

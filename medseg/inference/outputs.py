@@ -258,12 +258,14 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[t
 
     def put(box: tuple[slice, ...], values: np.ndarray) -> None:
         if not arrays:
-            chunks = (values.shape[0], *(min(_CHUNK, n) for n in shape))
+            extent = tuple(min(_CHUNK, n) for n in shape)
             arrays.append(
                 zarr.create_array(
                     store=str(temporary),
                     shape=(values.shape[0], *shape),
-                    chunks=chunks,
+                    # one file for all classes of a box, from which each can be read by itself
+                    chunks=(1, *extent),
+                    shards=(values.shape[0], *extent),
                     dtype="float16",
                     overwrite=True,
                     attributes={"axes": "class, then the axes of the label image"},
