@@ -244,6 +244,8 @@ def _check_random(built: Any, part: Component, path: Path_, document: Document) 
     section = str(path[0])
     if isinstance(built, Randomizable) == (section == "augment"):
         return []
+    if section == "augment" and "image" not in getattr(built, "keys", ()):
+        return []  # targets may be made anew for each patch: prediction has none
     message, other = f"{part.name} draws random numbers, but `preprocess` happens once for each case", "augment"
     if section == "augment":
         message = f"{part.name} draws no random numbers: in `augment` it would change what is trained on alone"

@@ -17,10 +17,10 @@ from medseg import __version__
 from medseg.errors import UsageError
 from medseg.evaluation_labels import settle_labels
 from medseg.evaluation_observer import find_observer, score_observer
-from medseg.evaluation_pairs import Reading, check_grids
+from medseg.evaluation_pairs import Reading, check_grids, without_probabilities
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, map_cases
-from medseg.evaluation_scoring import CaseScores, Scoring, collect_rows, score_pair
+from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
@@ -143,7 +143,8 @@ def evaluate(
     watched = None if observer is None else find_observer(plan.pairs, observer, data, affine=plan.reading.affine)
     probe_writable(plan.output)
     resampled = check_grids(plan.pairs, resample=resample, affine=plan.reading.affine)
-    plan = _without_probabilities(plan, resampled)
+    pairs, told = without_probabilities(plan.pairs, resampled)
+    plan = replace(plan, pairs=pairs, notes=[*plan.notes, *told])
     count = count_workers(workers, len(plan.pairs))
     reading, notes = settle_labels(plan, workers=count, progress=progress)
     scoring = replace(plan.scoring, stored=any(pair.probabilities for pair in plan.pairs))
@@ -231,14 +232,6 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     return _write(target, rows, summary, ())
 
 
-def _without_probabilities(plan: Plan, resampled: Sequence[str]) -> Plan:
-    """Masks are brought to the references' grids, stored probabilities are not: those cases have none."""
-    pairs = [replace(pair, probabilities=None) if pair.case in resampled else pair for pair in plan.pairs]
-    left = sum(one != two for one, two in zip(pairs, plan.pairs, strict=True))
-    told = f"{left} resampled cases: their stored probabilities lie on another grid and were left out."
-    return replace(plan, pairs=pairs, notes=[*plan.notes, *([told] if left else [])])
-
-
 def _summarise(
     plan: Plan, reading: Reading, rows: Sequence[ScoreRow], better: Mapping[str, str], results: Sequence[CaseScores],
     seed: int,
@@ -260,7 +253,7 @@ def _summarise(
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
         "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,
         "protocol": plan.protocol, **({"threshold": plan.threshold} if plan.threshold else {}),
-        "main_score": _main_score(plan.scoring, results[0].unit),
+        "main_score": plan.scoring.main_shown(results[0].unit),
         "labels": {str(k): v for k, v in reading.labels.items()}, "unit": results[0].unit,
         "cases": {
             "count": len(plan.pairs), "missing": [pair.case for pair in plan.pairs if pair.prediction is None],
@@ -270,13 +263,6 @@ def _summarise(
         "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
         "volumes": volumes, "calibration": calibration_entries(results, reading.labels), "notes": notes,
     }  # fmt: skip
-
-
-def _main_score(scoring: Scoring, unit: str) -> str | None:
-    """The name in tables of the score by which the pipeline chose its weights; None where no pipeline says one."""
-    from medseg.metrics import METRICS
-
-    return METRICS[scoring.main[0]].shown(unit, **scoring.main[1]) if scoring.main else None
 
 
 def _numbered_differently(volumes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "match_names",
     "pair_cases",
     "parse_labels",
+    "without_probabilities",
 ]
 
 SIDE_FILES = ("_overlay",)  # written by predict beside the label images
@@ -205,6 +206,14 @@ def match_names(images: Mapping[str, Sequence[Path]], present: Mapping[str, Path
                 expected=f"the id of one of them: {_some(owners[name])}", found=name, fix="name each file as its case",
             )  # fmt: skip
     return found
+
+
+def without_probabilities(pairs: Sequence[Pair], resampled: Sequence[str]) -> tuple[list[Pair], list[str]]:
+    """Masks are brought to the references' grids, stored probabilities are not: those cases have none; and a note."""
+    kept = [replace(pair, probabilities=None) if pair.case in resampled else pair for pair in pairs]
+    left = sum(one != two for one, two in zip(kept, pairs, strict=True))
+    note = f"{left} resampled cases: their stored probabilities lie on another grid and were left out."
+    return kept, [note] if left else []
 
 
 def check_grids(pairs: Sequence[Pair], *, resample: bool, affine: str = "auto") -> list[str]:

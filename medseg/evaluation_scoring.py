@@ -31,6 +31,12 @@ class Scoring:
     stored: bool = True
     main: tuple[str, Mapping[str, Any]] | None = None
 
+    def main_shown(self, unit: str) -> str | None:
+        """The main score's name in tables."""
+        from medseg.metrics import METRICS
+
+        return METRICS[self.main[0]].shown(unit, **self.main[1]) if self.main else None
+
 
 @dataclass(frozen=True)
 class Arrays:

@@ -542,3 +542,4 @@ def test_a_transform_that_is_not_random_is_refused_in_augment(folder):
     with pytest.raises(ConfigError, match="draws no random numbers") as caught:
         load_pipeline("tiny", overrides=["augment=[RandFlipd, ScaleIntensityd]"])
     assert (caught.value.code, caught.value.fix) == ("E118", "move it to `preprocess`")
+    load_pipeline("tiny", overrides=["augment=[RandFlipd, BoundaryWeightMapd]"])  # of the label, which prediction lacks

@@ -22,7 +22,6 @@ from medseg.evaluation_probabilities import calibration_counts
 from medseg.evaluation_views import choose_cases
 from medseg.files import safe_stem
 from medseg.inference.outputs import probability_file
-from medseg.tables import POOLED, ScoreRow, main_metric, read_cases, read_summary, summarise_rows, write_cases
 from medseg.metrics.statistics import summarise
 from medseg.tables import (
     POOLED,

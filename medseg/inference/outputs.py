@@ -98,10 +98,7 @@ def _refuse_model(path: Path) -> None:
     """A second model among the inputs is not a folder of images (its validation masks would be segmented)."""
     try:
         is_model = path.suffix in (".pt", ".onnx") or path.name == MODEL_FILE or is_run(path)
-        is_model = is_model or (
-            path.is_dir()
-            and ((path / MODEL_FILE).is_file() or any(is_run(part) for part in path.iterdir() if part.is_dir()))
-        )
+        is_model = is_model or (path / MODEL_FILE).is_file() or (path.is_dir() and any(map(is_run, path.iterdir())))
     except (OSError, ValueError):  # told when it is read
         return
     if is_model:
