@@ -105,5 +105,7 @@ def _to_native(values: np.ndarray, affine: np.ndarray, native: Any) -> np.ndarra
     keep = [*range(dims), 3]
     way = np.linalg.solve(affine[np.ix_(keep, keep)], native.affine[np.ix_(keep, keep)])
     resample: Any = ndimage.affine_transform
-    moved = resample(values, way[:dims, :dims], way[:dims, dims], native.shape, order=1, mode="constant", cval=0.0)
+    # one more voxel on every side: without it all beyond the centres of the outermost voxels would be 0
+    around = np.pad(values, 1, mode="edge")
+    moved = resample(around, way[:dims, :dims], way[:dims, dims] + 1, native.shape, order=1, mode="constant", cval=0.0)
     return np.clip(moved, 0.0, 1.0)

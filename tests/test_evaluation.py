@@ -799,6 +799,9 @@ def test_attention_maps_lie_on_the_image(tmp_path):
     native = SimpleNamespace(shape=(16, 16), affine=np.eye(4))
     moved = _to_native(values, np.diag([2.0, 2, 1, 1]), native)
     assert np.unravel_index(moved.argmax(), moved.shape) == (6, 10)
+    # the same attention everywhere, on a grid from the same corner: everywhere it is, at the border too
+    corner = np.array([[2.0, 0, 0, 0.5], [0, 2, 0, 0.5], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert _to_native(np.ones((8, 8), np.float32), corner, native).tolist() == np.ones((16, 16)).tolist()
     assert AttentionMaps.__doc__
 
 
