@@ -24,7 +24,7 @@ def recompute_activations(network: nn.Module) -> int:
     levels = [level for module in network.modules() if isinstance(module, nn.ModuleList) for level in module]
     for module in network.modules():
         if hasattr(module, "through"):
-            module.through = _recomputed  # pyright: ignore[reportAttributeAccessIssue]
+            module.through = _recomputed  # pyright: ignore[reportArgumentType]
     levels += [stage for module in network.modules() for stage in getattr(module, "stages", ())]
     outer = [level for level in levels if not any(level is not o and level in set(o.modules()) for o in levels)]
     chosen = [level for level in outer if any(True for _ in level.parameters())]

@@ -129,8 +129,10 @@ def describe(model: Model) -> dict[str, Any]:
     """What model.json says besides its weights: everything that turns an image into labels."""
     meta = model.metadata
     network: Any = model.network
+    # where the file of weights lay that training began with is nobody else's business, nor is it needed
+    pipeline = model.pipeline.model_copy(update={"network": model.pipeline.network.without("weights")})
     return {
-        "format": FORMAT, "medseg": __version__, "pipeline": _plain(model.pipeline), "dataset": _plain(model.dataset),
+        "format": FORMAT, "medseg": __version__, "pipeline": _plain(pipeline), "dataset": _plain(model.dataset),
         "in_channels": meta["in_channels"], "out_channels": meta["out_channels"], "threshold": meta.get("threshold"),
         "metrics": meta.get("metrics", {}), "progress": {"epoch": meta.get("epoch")},
         "versions": meta.get("versions", {}), "identity": _identity(model),

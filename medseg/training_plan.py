@@ -90,14 +90,16 @@ class Plan:
                 told.append(
                     f"{name}: {before} before, {now} now: the run goes on, but not bit for bit as it would have"
                 )
-        if any(key in self.changed for key in ("epochs", "iterations", "minutes")):
+        longer = {"epochs", "iterations", "minutes"} & {*self.changed}
+        if longer:
             before = float(session.step.optimizer.param_groups[0]["lr"])
             spent = session.budget.share(session.progress)
             told.append(
                 f"the schedule now spans the new budget ({session.budget.describe()}, {100 * spent:.0f} % spent): "
                 f"learning rate {before:.3g} -> {session.set_rate():.3g}"
             )
-        if session.progress.finished and not session.budget.is_spent(session.progress) and self.changed:
+        goes_on = longer or "patience" in self.changed  # with other workers, say, it only comes to its end
+        if session.progress.finished and not session.budget.is_spent(session.progress) and goes_on:
             if session.progress.finished == "patience":
                 session.progress.waited = 0
             session.progress.finished = ""

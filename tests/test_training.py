@@ -30,7 +30,7 @@ from medseg.component import Component
 from medseg.config import DatasetSpec, to_yaml
 from medseg.data import Case, find_cases, load_sample
 from medseg.engine import TrainStep
-from medseg.engine_budget import Progress
+from medseg.engine_budget import Budget, Progress
 from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
 from medseg.evaluation import evaluate
@@ -363,6 +363,22 @@ def test_resumed_on_other_processes_threads_or_number_type_it_says_that_it_is_in
     assert told(1, 4, "bf16", 1) == []
 
 
+@pytest.mark.parametrize(("changed", "finished", "waited"), [("workers", "patience", 3), ("patience", "", 0)])
+def test_a_run_that_stopped_early_trains_on_only_where_its_end_was_moved(changed, finished, waited):
+    """Interrupted while its last predictions were made: continued with other workers it has nothing more to train."""
+    step = SimpleNamespace(parts=1, layout="contiguous")
+    session = SimpleNamespace(
+        progress=Progress(epoch=5, best=0.5, waited=3, finished="patience"), budget=Budget(100, None, None, 10),
+        step=step, run=SimpleNamespace(read_json=lambda name: None), group=SimpleNamespace(world=1),
+        hardware=SimpleNamespace(threads=1, precision="fp32"),
+    )  # fmt: skip
+    state = {"processes": 1, "threads": 1, "precision": "fp32", "layout": "contiguous"}
+    here = Path()
+    plan = Plan(tiny_pipeline(), SimpleNamespace(), here, here, "tiny", state=state, changed=(changed,))  # pyright: ignore
+    assert plan.reopen(session, {}) == []  # pyright: ignore
+    assert (session.progress.finished, session.progress.waited) == (finished, waited)
+
+
 def test_a_case_that_changed_since_the_run_began_is_told(reference, place, tmp_path):
     copy, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(reference, copy)
@@ -601,6 +617,7 @@ def test_the_file_of_weights_that_a_run_began_with_is_needed_no_more(place, tmp_
     run(place, None, resume=folder, overrides=["train.epochs=2"])
     assert state_of(folder)["progress"]["epoch"] == 2
     configuration = export_bundle(folder, tmp_path / "bundle") / "configs" / "inference.json"
+    assert all(str(tmp_path) not in path.read_text() for path in (tmp_path / "bundle").rglob("*.json"))
     network_def = json.loads(configuration.read_text())["network_def"]
     del network_def["_target_"]
     assert traced_network(**network_def)(torch.zeros(1, 1, 32, 32)).shape == (1, 3, 32, 32)

@@ -201,3 +201,13 @@ def test_bad_arguments_are_named(change, field):
     with pytest.raises(UsageError) as caught:
         elastic_displacement(**{"shape": (40, 40), **change})
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("scale", "widths"), [(2.0, (9, 10, 11)), (0.5, (2, 3))])
+def test_a_scale_above_one_magnifies(scale, widths):
+    """A square of 5 voxels is drawn with 10, or 2.5, about the centre, where it lies."""
+    label = torch.zeros(1, 41, 41, dtype=torch.uint8)
+    label[:, 18:23, 18:23] = 1
+    found = RandElasticDeformationd(sigma=0.0, scale=[scale, scale])({"label": label})["label"]
+    middle = found[0, 10:31, 10:31]  # beyond what is mirrored at the border
+    assert {int(middle[10].sum()), int(middle[:, 10].sum())} <= {*widths}
