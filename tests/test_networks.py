@@ -373,3 +373,19 @@ def test_the_shortcut_of_resunet_equals_a_strided_convolution(dims):
         grads.append(grad)
     assert torch.allclose(*outputs, atol=1e-6)
     assert torch.allclose(*grads, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("variant", ["8s", "16s", "32s"])
+def test_fcn_begins_with_linear_interpolation(dims, variant):
+    """As the authors initialise up-sampling; compared with torch's, away from the border."""
+    network = FCN(dims, 1, 2, variant=variant, **VGG)
+    factors = [up.stride[0] for up in network.up]
+    assert factors == {"8s": [8, 2, 2], "16s": [16, 2], "32s": [32]}[variant]
+    for up, factor in zip(network.up, factors, strict=True):
+        scores = torch.rand((1, 2, *[4] * dims), generator=torch.Generator().manual_seed(0))
+        mode = "bilinear" if dims == 2 else "trilinear"
+        wanted = torch.nn.functional.interpolate(scores, scale_factor=factor, mode=mode, align_corners=False)
+        inner = (..., *[slice(factor, -factor)] * dims)
+        with torch.no_grad():
+            torch.testing.assert_close(up(scores)[inner], wanted[inner])
