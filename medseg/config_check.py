@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.component import Component, build_component, check_component, find_protocol, parse_component
+from medseg.component import Component, build_component, check_component, find_protocol, names, parse_component
 from medseg.component_table import find_part
 from medseg.config import Pipeline, load_dataset
 from medseg.config_dataset import DatasetSpec
@@ -24,6 +24,7 @@ _SINGLE = {
     "schedule": "schedule",
     "inference": "inferer",
 }
+_LABELS = "medseg.transforms.labels"
 _LISTS = {"preprocess": "transform", "augment": "transform", "postprocess": "postprocess", "metrics": "metric"}
 
 
@@ -176,10 +177,28 @@ def _try_build(
         return _check_random(built, part, path, document)
     if kind == "network" and patch is not None:
         return _check_patch(built, part, patch, document)
+    if kind == "loss" and spec is not None:
+        return _check_loss(built, part, path, document, spec)
     if kind == "postprocess" and spec is not None:
         return _check_classes(built, part, path, document, spec)
     if kind == "metric" and spec is not None:
         return _check_structures(part, path, document, spec)
+    return []
+
+
+def _check_loss(built: Any, part: Component, path: Path_, document: Document, spec: DatasetSpec) -> list[MedsegError]:
+    """One voxel through the loss, whose weights of classes have to be as many as there are."""
+    import torch
+
+    given = document.value.get("preprocess")
+    steps = [next(iter(raw), "") if isinstance(raw, dict) else raw for raw in given] if isinstance(given, list) else []
+    if any(name in names("transform") and find_part("transform", name).__module__ == _LABELS for name in steps):
+        return []  # other classes than the data set's
+    try:
+        built(torch.zeros(1, spec.out_channels, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long))
+    except MedsegError as error:
+        fault = ConfigError(error.message, code="E118", field=error.field, expected=error.expected, found=error.found)
+        return [_place(fault, document, (*path, part.name))]
     return []
 
 

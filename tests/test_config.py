@@ -543,3 +543,16 @@ def test_a_transform_that_is_not_random_is_refused_in_augment(folder):
         load_pipeline("tiny", overrides=["augment=[RandFlipd, ScaleIntensityd]"])
     assert (caught.value.code, caught.value.fix) == ("E118", "move it to `preprocess`")
     load_pipeline("tiny", overrides=["augment=[RandFlipd, BoundaryWeightMapd]"])  # of the label, which prediction lacks
+
+
+def test_a_loss_with_weights_of_other_classes_than_the_data_sets_is_refused(folder):
+    """It was told by the first iteration, after every case had been prepared."""
+    weights = "loss={DistanceWeightedCELoss: {class_weights: [1, 2, 3]}}"
+    with pytest.raises(ConfigError, match="one weight for each class") as caught:
+        load_pipeline("tiny", overrides=[weights])
+    assert (caught.value.code, caught.value.field) == ("E118", "loss.DistanceWeightedCELoss.class_weights")
+    assert load_pipeline("tiny", overrides=[weights.replace(", 3", "")]).loss.arguments == {"class_weights": [1, 2]}
+    with pytest.raises(ConfigError, match="preprocess"):  # what cannot be read is told beside it
+        load_pipeline("tiny", overrides=[weights, "preprocess=5"])
+    # interior and border are two classes of one label
+    load_pipeline("tiny", overrides=[weights, "preprocess=[InteriorBorderLabeld]"])
