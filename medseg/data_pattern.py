@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout, PartFiles
@@ -27,7 +26,7 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
         files: PartFiles | None = getattr(layout, part)
         if files is None:
             continue
-        found = {_id_of(values, path): (values, path) for values, path in match_images(files, root)}
+        found = [(_id_of(values, path), values, path) for values, path in match_images(files, root)]
         if not found and files.ids is not None and not (root / files.ids).exists():
             continue  # the set is not here at all, or in another layout
         wanted = None if files.ids is None else _read_ids(files.ids, spec, root, problems)
@@ -36,14 +35,13 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
                 DataError(
                     "an id of the list has no image", code="E350", case=name, file=files.ids, expected=files.image[0]
                 )
-                for name in wanted
-                if name not in found
+                for name in sorted(wanted - {name for name, _, _ in found}, key=natural_key)
             ]
-        chosen = {name: v for name, v in found.items() if wanted is None or name in wanted}
-        for name, (values, path) in chosen.items():
+        chosen = [entry for entry in found if wanted is None or entry[0] in wanted]
+        for name, values, path in chosen:
             cases.append(_pattern_case(name, values, path, files, part, spec, root, problems))
         if part != "test" and wanted is None and chosen:
-            problems += _orphans(files, chosen, root)
+            problems += _orphans(files, [values for _, values, _ in chosen], root)
     return cases, problems
 
 
@@ -98,15 +96,16 @@ def _pattern_case(
     )
 
 
-def _orphans(files: PartFiles, found: dict[str, Any], root: Path) -> Iterator[MedsegError]:
+def _orphans(files: PartFiles, found: list[dict[str, str]], root: Path) -> Iterator[MedsegError]:
     pattern = files.label or files.instances
     if pattern is None or "*" in pattern:
         return
+    known = {tuple(values.items()) for values in found}  # a DICOM folder's id is none of its own
     for values, path in match_pattern(pattern, root):
-        name = _id_of(values, None)
         text = path.relative_to(root).as_posix()
-        if name not in found and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
-            fix = "add the image, or remove the label"
+        own = tuple((key, values[key]) for key in found[0])
+        if own not in known and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
+            name, fix = _id_of(values, None), "add the image, or remove the label"
             expected = _fill(files.image[0], values)
             yield DataError("a label has no image", code="E351", case=name, file=path, expected=expected, fix=fix)
 

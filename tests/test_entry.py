@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import corpus
 import nibabel
 import numpy as np
 import pytest
@@ -788,6 +789,41 @@ def test_folders_of_slices_are_images(tmp_path):
         save(tmp_path / f"seg/{name}.png", blob())
     found = refused(lambda: add(tmp_path, images="ct/*", labels="seg/*.png"), 3)
     assert {problem.code for problem in found} == {"E340"}  # taken for series, whose headers are none
+
+
+def test_series_with_a_label_for_each(tmp_path):
+    """Their ids are hashes, but labels are found by what the folders are called."""
+    affine = np.diag([-0.8, -0.8, 2.0, 1.0])
+    label = np.zeros((8, 6, 4), np.uint8)
+    label[2:5, 1:4, 1:3] = 1
+    stored = {}
+    for number, name in enumerate(("anna", "bert", "cara")):
+        stored[name] = np.random.default_rng(number).integers(-900, 900, label.shape).astype(np.int16)
+        corpus.series(tmp_path / name / "ct", stored[name], affine, uid=f"1.2.3.{number + 4}")
+        nibabel.save(nibabel.Nifti1Image(np.roll(label, number, 0), affine), tmp_path / name / "seg.nii.gz")
+    assert add(tmp_path, images="*/ct", labels="*/seg.nii.gz").cases == 3
+    spec = load_dataset("mine", root=tmp_path)
+    for case in find_cases(spec, tmp_path):
+        name = case.images[0].parent.name
+        assert (name in case.id, case.label) == (False, tmp_path / name / "seg.nii.gz")
+        np.testing.assert_array_equal(load_sample(case, spec)["image"][0].numpy(), stored[name])
+    (tmp_path / "dora").mkdir()
+    nibabel.save(nibabel.Nifti1Image(label, affine), tmp_path / "dora" / "seg.nii.gz")
+    corpus.series(tmp_path / "emil" / "ct", stored["anna"], affine, uid="1.2.3.4")  # the same once more
+    (tmp_path / "emil" / "seg.nii.gz").write_bytes((tmp_path / "anna" / "seg.nii.gz").read_bytes())
+    found = refused(lambda: find_cases(spec, tmp_path), 3)
+    assert sorted((problem.code, str(problem.file)) for problem in found) == [
+        ("E351", str(tmp_path / "dora" / "seg.nii.gz")),
+        ("E352", str(tmp_path / "emil" / "ct")),
+    ]
+
+
+def test_two_images_of_one_id_lose_none_of_them(tmp_path):
+    for folder, name in (("p1", "2_3"), ("p1_2", "3")):  # both p1_2_3
+        save(tmp_path / folder / "img" / f"{name}.png", noise(1))
+        save(tmp_path / folder / "msk" / f"{name}.png", blob())
+    (problem,) = refused(lambda: add(tmp_path, images="*/img/*.png", labels="*/msk/*.png"), 2)
+    assert (problem.code, problem.case) == ("E352", "p1_2_3")
 
 
 def test_labels_with_transparency_are_refused_as_data_check_refuses_them(tmp_path):
