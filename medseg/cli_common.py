@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, ResourceError
 
 DataOption = Annotated[
     Path | None,
@@ -132,14 +132,14 @@ def exit_codes() -> Iterator[None]:
     except (MemoryError, OSError) as error:
         if state["debug"]:
             raise
-        note(f"medseg: E500: {type(error).__name__}: {error}")
-        sys.exit(5)
+        report_error(ResourceError(f"{type(error).__name__}: {error}"))
+        sys.exit(ResourceError.exit_code)
     except Exception as error:
         if state["debug"]:
             raise
-        note(f"medseg: E100: this is a bug in medseg: {type(error).__name__}: {error}")
-        note("  fix: run again with --debug before the command's name and report what it prints")
-        sys.exit(1)
+        fix = "run again with --debug before the command's name and report what it prints"
+        report_error(MedsegError(f"this is a bug in medseg: {type(error).__name__}: {error}", fix=fix))
+        sys.exit(MedsegError.exit_code)
 
 
 def newest(run: Path) -> Path:

@@ -131,6 +131,11 @@ def test_exit_codes(capsys, monkeypatch, raised, code, told):
     assert found == code
     assert told in err
     assert "Traceback" not in err
+    if code < 128:
+        found, out, err = run(capsys, "doctor", "--json")
+        value = json.loads(out)
+        assert (found, value["exit_code"]) == (code, code)
+        assert (value["error"][0]["code"] in err, told in err) == (True, True)
 
 
 def test_debug_shows_the_traceback(monkeypatch):
