@@ -285,9 +285,10 @@ def _scoring(
     else:
         chosen, protocol = tuple(part for one in metrics for part in _separate(one)), None
     parsed = parse_metrics(chosen)
+    chosen_before = parse_metrics(pipeline.metrics) if pipeline is not None else []
     unique = tuple(dict.fromkeys((metric.name, tuple(sorted(arguments.items()))) for metric, arguments in parsed))
-    # of a set that tells objects apart, predictions hold numbered objects, whatever is scored
-    needs = objects or any(metric.needs == "instances" for metric, _ in parsed)
+    # of a set, and of a pipeline, that tells objects apart, predictions hold numbered objects, whatever is scored
+    needs = objects or any(metric.needs == "instances" for metric, _ in (*parsed, *chosen_before))
     named = tuple((name, dict(arguments)) for name, arguments in unique)
     # what the pipeline chose its best weights by, unless other scores were asked for
     main = None if pipeline is None or not skip else next((one for one in named if one[0] == pipeline.best), None)

@@ -889,6 +889,33 @@ def test_other_scores_never_replace_a_runs_own(runs, tmp_path):
     assert own.read_bytes() == before
 
 
+def test_numbered_objects_of_a_run_are_read_whatever_is_scored(tmp_path):
+    """A pipeline for objects on a set of labels: each ball was predicted as two halves, 1 and 2, of which Dice is 1."""
+    from tiny import tiny_pipeline, write_cases
+
+    from medseg.config import to_yaml
+
+    data = write_cases(tmp_path / "data", 2)
+    run = tmp_path / "runs" / "balls" / "2026-11-21_090000_fold0"
+    (run / "validation").mkdir(parents=True)
+    (run / "pipeline.yaml").write_text(to_yaml(tiny_pipeline(dataset="balls", metrics=["AP50", "Dice"], best="AP50")))
+    (run / "split.json").write_text(json.dumps({"validation": ["c0", "c1"]}))
+    (run / "best.pt").write_bytes(b"")
+    for name in ("c0", "c1"):
+        stored = nibabel.load(data / "labels" / f"{name}.nii.gz")
+        ball = np.asarray(stored.dataobj) > 0
+        halves = ball * (1 + (np.arange(ball.shape[0]) > ball.shape[0] // 2)[:, None, None])
+        nibabel.save(nibabel.Nifti1Image(halves.astype(np.uint8), stored.affine), run / "validation" / f"{name}.nii.gz")
+    for asked in (
+        {},
+        {"run": run, "reference": data / "labels"},
+        {"run": run, "reference": "balls", "part": "training"},
+    ):
+        folder = run / "validation" if asked else run
+        found = evaluate(folder, data=data, workers=1, metrics=["Dice"], output=tmp_path / "out", **asked)
+        assert {row.case: row.value for row in found.rows} == {"c0": 1.0, "c1": 1.0}, asked
+
+
 def test_scores_are_not_lost_with_the_pictures(runs, tmp_path, monkeypatch):
     from tiny import tiny_pipeline
 
