@@ -94,6 +94,15 @@ def find_part(kind: str, name: str) -> Any:
     return _table(kind)[name]
 
 
+def makes_labels(name: Any) -> bool:
+    """Whether a transform makes other labels of the data set's, so that the network has other classes.
+
+    >>> makes_labels("InteriorBorderLabeld"), makes_labels("Spacingd"), makes_labels("Spaced")
+    (True, False, False)
+    """
+    return name in names("transform") and find_part("transform", name).__module__ == "medseg.transforms.labels"
+
+
 def facts_for_monai(name: str) -> dict[str, Any]:
     """Arguments that follow from what a MONAI transform does: which keys it touches and how each is interpolated.
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.component import Component, build_component, check_component, find_protocol, names, parse_component
-from medseg.component_table import find_part
+from medseg.component import Component, build_component, check_component, find_protocol, parse_component
+from medseg.component_table import find_part, makes_labels
 from medseg.config import Pipeline, load_dataset
 from medseg.config_dataset import DatasetSpec
 from medseg.config_override import BUDGETS
@@ -24,7 +24,6 @@ _SINGLE = {
     "schedule": "schedule",
     "inference": "inferer",
 }
-_LABELS = "medseg.transforms.labels"
 _LISTS = {"preprocess": "transform", "augment": "transform", "postprocess": "postprocess", "metrics": "metric"}
 
 
@@ -192,7 +191,7 @@ def _check_loss(built: Any, part: Component, path: Path_, document: Document, sp
 
     given = document.value.get("preprocess")
     steps = [next(iter(raw), "") if isinstance(raw, dict) else raw for raw in given] if isinstance(given, list) else []
-    if any(name in names("transform") and find_part("transform", name).__module__ == _LABELS for name in steps):
+    if any(map(makes_labels, steps)):
         return []  # other classes than the data set's
     try:
         built(torch.zeros(1, spec.out_channels, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long))

@@ -14,8 +14,9 @@ import numpy as np
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError, UsageError
 from medseg.inference.channels import join_channels
+from medseg.inference.inputs import find_inputs
 from medseg.inference.memory import parse_bytes
-from medseg.inference.outputs import Job, find_inputs, is_complete, plan_outputs, protect
+from medseg.inference.outputs import Job, is_complete, plan_outputs, protect
 from medseg.inference.stages import Work
 
 __all__ = ["CaseResult", "PredictionSummary", "predict"]

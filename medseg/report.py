@@ -173,7 +173,8 @@ def _pictures(scores: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         score = f"{view.metric} {view.score:.3f}. " if view.score is not None else ""
         spacing = f"Drawn with voxels of {size} {view.unit}" if view.unit != "px" else ""
         text = score + ". ".join(part for part in (view.part[:1].upper() + view.part[1:], spacing) if part) + "."
-        facts = {"planes": draw_planes(view, labels), "objects": shows_objects(view, labels)}
+        objects = shows_objects(view, labels)
+        facts = {"planes": draw_planes(view, labels, objects=objects), "objects": objects}
         shown.append({"number": number, "role": view.role, "name": view.case, "text": text, **facts})
     return shown
 

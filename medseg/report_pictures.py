@@ -47,15 +47,16 @@ class Plane:
     edges: tuple[str, ...]
 
 
-def draw_planes(view: View, labels: Mapping[int, str]) -> list[Plane]:
+def draw_planes(view: View, labels: Mapping[int, str], *, objects: bool | None = None) -> list[Plane]:
     """All planes of a case: one for a picture; axial, coronal and sagittal for a volume.
 
     Args:
         view: the case.
         labels: index -> name; values outside are instances: `match_objects` gives them their colours, and the error map
             shows as wrong what belongs to another object than the one that its own is matched to.
+        objects: what `shows_objects` said of the case; None: it is asked.
     """
-    if shows_objects(view, labels):
+    if shows_objects(view, labels) if objects is None else objects:
         view = replace(view, prediction=match_objects(view.prediction, view.reference))
     error = _error_map(view.prediction, view.reference)
     if not view.is_volume:
@@ -94,26 +95,21 @@ def match_objects(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
     >>> match_objects(np.array([5, 5, 0, 8, 9]), np.array([2, 2, 0, 3, 3])).tolist()
     [2, 2, 0, 3, 9]
     """
-    numbers, index = np.unique(prediction, return_inverse=True)
-    index = index.reshape(prediction.shape)
-    references, other = np.unique(reference, return_inverse=True)
-    shared = np.zeros((numbers.size, references.size), np.int64)
-    np.add.at(shared, (index.ravel(), other.ravel()), 1)
-    shared[:, references == 0] = 0
-    step = len(COLOURS) * (int(references[-1]) // len(COLOURS) + 1)  # no number of the reference reaches it
-    given, used = np.zeros(numbers.size, np.int64), dict.fromkeys(references.tolist(), 0)
-    alone = step * (numbers.size + 1)
-    for place in np.argsort(-shared.max(1, initial=0), kind="stable"):  # the largest piece keeps its partner's number
-        if numbers[place] == 0:
-            continue
-        if shared[place].max(initial=0) == 0:
-            alone += 1
-            given[place] = alone
-            continue
-        partner = int(references[shared[place].argmax()])
-        given[place] = partner + step * used[partner]
-        used[partner] += 1
-    return given[index]
+    from medseg.metrics.matching import instance_overlap
+
+    table = instance_overlap(prediction, reference)
+    # no number of the reference reaches it
+    step = len(COLOURS) * (int(table.present.max(initial=0)) // len(COLOURS) + 1)
+    given, used = np.zeros(table.predicted.size, np.int64), dict.fromkeys(table.present.tolist(), 0)
+    # the largest share first: it decides an object's partner, and which piece keeps its partner's number
+    for own, other in table.pairs[np.argsort(-table.shared, kind="stable")]:
+        if given[own] == 0:
+            partner = int(table.present[other])
+            given[own] = partner + step * used[partner]
+            used[partner] += 1
+    alone = given == 0
+    given[alone] = step * (given.size + 1) + np.arange(1, alone.sum() + 1)
+    return np.r_[0, given][np.searchsorted(np.r_[0, table.predicted], prediction)]
 
 
 def _error_map(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from torch import nn
 from medseg.augmentation import Augmentation
 from medseg.batches import BatchMaker
 from medseg.cache import CaseStore
-from medseg.component import Component, build_component
+from medseg.component import build_component
+from medseg.component_table import makes_labels
 from medseg.config import DatasetSpec, Pipeline
 from medseg.data import Case, check_leaks, find_cases, make_split
 from medseg.distributed import Group, wrap_network
@@ -134,7 +135,7 @@ def prepare(
     notices += [
         f"label {name} has no voxel in this fold's training cases and cannot be learnt here"
         for name in _absent(spec, training)
-        if not any(_makes_labels(part) for part in pipeline.preprocess)
+        if not any(makes_labels(part.name) for part in pipeline.preprocess)
     ]
     slices = 2 * pipeline.train.context_slices + 1
     channels = {"in_channels": slices * _channels(training, spec), "out_channels": _classes(pipeline, spec, stored)}
@@ -260,7 +261,7 @@ def _absent(spec: DatasetSpec, stored: Mapping[str, Any]) -> list[str]:
 
 def _classes(pipeline: Pipeline, spec: DatasetSpec, stored: Mapping[str, Any]) -> int:
     """Classes of the network: the data set's, unless preprocessing makes other labels of them."""
-    if any(_makes_labels(part) for part in pipeline.preprocess):
+    if any(makes_labels(part.name) for part in pipeline.preprocess):
         return 1 + max(label for case in stored.values() for label in [1, *case.classes])
     nowhere = _absent(spec, stored)
     if nowhere:
@@ -273,12 +274,6 @@ def _classes(pipeline: Pipeline, spec: DatasetSpec, stored: Mapping[str, Any]) -
             fix="add cases, or take the label out of datasets.yaml",
         )
     return spec.out_channels
-
-
-def _makes_labels(part: Component) -> bool:
-    from medseg.component_table import find_part
-
-    return find_part("transform", part.name).__module__ == "medseg.transforms.labels"
 
 
 def _epoch_samples(pipeline: Pipeline, cases: int) -> int:

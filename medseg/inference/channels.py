@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseg import files, volumes
-from medseg.errors import MedsegError, UsageError
-from medseg.inference.outputs import Job
+from medseg.errors import MedsegError
+from medseg.inference.outputs import Job, make_job, take_name
 
 __all__ = ["join_channels"]
 
@@ -40,14 +39,14 @@ def join_channels(jobs: Sequence[Job], spec: Any) -> list[Job]:
     for (_, _, case), channels in groups.items():
         parts = [channels[k] for k in sorted(channels)]
         if len(parts) == spec.in_channels and not joined.keys() & {part.source for part in parts} and _is_one(parts[0]):
-            whole = _named(parts[0], case, tuple(part.source for part in parts[1:]))
+            first, *others = (part.source for part in parts)
+            folder, suffix = parts[0].output.parent, files.full_suffix(parts[0].output)
+            whole = make_job(case, first, folder, suffix, tuple(others))
             joined |= {part.source: whole for part in parts}
     result = list(dict.fromkeys(joined.get(job.source, job) for job in jobs))
-    taken: dict[str, Job] = {}
+    taken: dict[str, Path] = {}
     for job in result:
-        if (other := taken.setdefault(job.output.name.lower(), job)) is not job:
-            message, fix = "two inputs would be written to one output", "predict them into two folders"
-            raise UsageError(message, code="E103", file=job.source, found=other.source, fix=fix)
+        take_name(taken, job)
     return result
 
 
@@ -72,10 +71,3 @@ def _is_one(job: Job) -> bool:
         return volumes.read_geometry(job.source)[1] == 1
     except MedsegError:
         return False
-
-
-def _named(job: Job, case: str, more: tuple[Path, ...]) -> Job:
-    suffix = files.full_suffix(job.output)
-    name = files.safe_stem(case, suffix)
-    output, record = job.output.with_name(name + suffix), job.record.with_name(f"{name}.json")
-    return replace(job, case=case, output=output, record=record, more=more)

@@ -14,23 +14,22 @@ from typing import Any
 import numpy as np
 
 from medseg import files, volumes
-from medseg.errors import DataError, MedsegError, ResourceError, UsageError, collect
+from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import temporary_name
-from medseg.package import MODEL_FILE
-from medseg.run import is_run
 
 __all__ = [
     "FORMATS",
     "Job",
-    "find_inputs",
     "fingerprint",
     "header_of",
     "is_complete",
+    "make_job",
     "plan_outputs",
     "probability_file",
     "protect",
     "record",
     "replaced",
+    "take_name",
 ]
 
 FORMATS = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png", "dicom-seg": ".dcm"}
@@ -60,56 +59,6 @@ class Job:
     @property
     def overlay(self) -> Path:
         return self.output.parent / "overlays" / _named(self.output, "_overlay.png")
-
-
-def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path], list[tuple[str, MedsegError]]]:
-    """Images out of files, folders and patterns, and (name, error) of those in which nothing is.
-
-    What lies in the output folder is no input when that folder is below an input folder.
-
-    Raises:
-        UsageError: E103 nothing is found at all; the output folder is an input folder; E101 an input is a model.
-    """
-    found: dict[tuple[str, str], Path] = {}
-    refused: list[tuple[str, MedsegError]] = []
-    for name in inputs:
-        path = Path(name)
-        if str(name):
-            _refuse_model(path)
-        if os.path.isdir(path) and path.resolve() == output.resolve():
-            raise UsageError(
-                "the output folder is an input folder: results would lie among the images",
-                code="E103",
-                field="output",
-                file=output,
-                fix="choose another output folder; one below the input folder will do",
-            )
-        try:
-            for image in volumes.list_inputs([name], skip=output):
-                found.setdefault(volumes.same_file(image), image)
-        except UsageError as error:
-            refused.append((path.name or str(path), error))
-    if not found:
-        raise collect([error for _, error in refused] or [_nothing_named()])
-    return list(found.values()), refused
-
-
-def _refuse_model(path: Path) -> None:
-    """A second model among the inputs is not a folder of images (its validation masks would be segmented)."""
-    try:
-        is_model = path.suffix in (".pt", ".onnx") or path.name == MODEL_FILE or is_run(path)
-        is_model = is_model or (path / MODEL_FILE).is_file() or (path.is_dir() and any(map(is_run, path.iterdir())))
-    except (OSError, ValueError):  # told when it is read
-        return
-    if is_model:
-        raise UsageError(
-            "an input is a model: a run, checkpoint or package", field="inputs", file=path, expected="images",
-            fix=f"one model, then images; for an ensemble: --with {path}",
-        )  # fmt: skip
-
-
-def _nothing_named() -> UsageError:
-    return UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
 
 
 def protect(output: Path, jobs: Sequence[Job], *, alone: bool = True) -> None:
@@ -164,23 +113,28 @@ def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None
             # refused with its own message when it is read
             case, kind = volumes.hidden_id(path) or path.name.split(".")[0] or path.name, "nifti"
         suffix = FORMATS[format] if format else {"tiff": ".tif"}.get(kind, ".png" if kind in _PICTURES else ".nii.gz")
-        name = files.safe_stem(case, suffix)
-        target = output / (name + suffix)
-        # case-insensitive file systems would write both to one file
-        if (other := taken.setdefault(target.name.lower(), path)) != path:
+        job = make_job(case, path, output, suffix)
+        take_name(taken, job)
+        if os.path.realpath(job.output) in sources:
             raise UsageError(
-                "two inputs would be written to one output",
-                code="E103",
-                file=path,
-                found=other,
-                fix="predict them into two folders",
+                "an output would overwrite an input", code="E103", file=job.output, fix="choose another output folder"
             )
-        if os.path.realpath(target) in sources:
-            raise UsageError(
-                "an output would overwrite an input", code="E103", file=target, fix="choose another output folder"
-            )
-        jobs.append(Job(case, path, target, output / _RECORDS / f"{name}.json"))
+        jobs.append(job)
     return jobs
+
+
+def make_job(case: str, source: Path, folder: Path, suffix: str, more: tuple[Path, ...] = ()) -> Job:
+    """The job of a case whose outputs go into a folder."""
+    name = files.safe_stem(case, suffix)
+    return Job(case, source, folder / (name + suffix), folder / _RECORDS / f"{name}.json", more)
+
+
+def take_name(taken: dict[str, Path], job: Job) -> None:
+    """Note the name of a job's output; refused (E103) when another input has it."""
+    # case-insensitive file systems would write both to one file
+    if (other := taken.setdefault(job.output.name.lower(), job.source)) != job.source:
+        message, fix = "two inputs would be written to one output", "predict them into two folders"
+        raise UsageError(message, code="E103", file=job.source, found=other, fix=fix)
 
 
 def fingerprint(path: Path) -> str:

@@ -143,15 +143,16 @@ def measure_case(
     wanted = [(metric, arguments) for metric, arguments in wanted if metric.name not in skipped]
     scores: list[Score] = []
     terms: dict[tuple[str, str], Any] = {}
-    asked: list[Any] = []  # one score may be asked for by two entries, for all structures and for one
 
     def add(part: Any, label: str, over: str) -> None:
+        asked = set()  # one score may be asked for by two entries, for all structures and for one
         for metric, given in wanted:
             if metric.over == over and given.get("region") in (None, label):
                 arguments = {name: value for name, value in given.items() if name != "region"}
-                if (label, metric.name, arguments) in asked:
+                score = (metric.name, *sorted(arguments.items()))
+                if score in asked:
                     continue
-                asked.append((label, metric.name, arguments))
+                asked.add(score)
                 shown = metric.shown(unit, **arguments)
                 if metric.terms is not None:
                     terms[label, shown] = metric.terms(part, **arguments)
