@@ -169,6 +169,7 @@ def evaluate(
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="A score, or several: Dice,HD95.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names: 1=liver,2=tumour.")] = None,
+    ignore: Annotated[int | None, typer.Option(help="Value of void pixels in a folder of labels.")] = None,
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring predictions on another grid to the reference's.")
     ] = False,
@@ -194,6 +195,7 @@ def evaluate(
         protocol=protocol,
         metrics=metric or None,
         labels=labels,
+        ignore=ignore,
         resample=resample,
         observer=observer,
         workers=workers,

@@ -143,6 +143,12 @@ def data_add(
     ] = None,
     group: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case's id.")] = None,
     names: Annotated[str | None, typer.Option(help="Names of the values in the files: 1=liver,2=tumour.")] = None,
+    nan: Annotated[
+        float | None, typer.Option(help="A number that replaces NaN and infinite voxels; else they are refused.")
+    ] = None,
+    affine: Annotated[
+        str, typer.Option(help="sform or qform, where the two of NIfTI files disagree; auto refuses such files.")
+    ] = "auto",
     links: Annotated[
         bool, typer.Option("--links", help="Links may lead out of the data folder; written into the entry.")
     ] = False,
@@ -166,6 +172,8 @@ def data_add(
         csv=csv,
         group=group,
         names=names,
+        nan="refuse" if nan is None else nan,
+        affine=affine,
         links=links,
     )
     for line in result.notes:

@@ -13,13 +13,13 @@ from medseg.config_dataset import Layout
 from medseg.config_place import data_root
 from medseg.config_yaml import write_yaml
 from medseg.data_case import Case
-from medseg.data_folder import read_dataset_json
 from medseg.data_layout import list_cases
 from medseg.data_pattern import match_images
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
+from medseg.entry_folder import from_folder
 from medseg.entry_looking import are_numbered, look_at_images, look_at_labels
-from medseg.entry_pairing import instance_pattern, no_signs, pair_patterns
+from medseg.entry_pairing import instance_pattern, pair_patterns
 from medseg.errors import ConfigError, DataError, UsageError, collect, counted
 from medseg.files import write_text
 from medseg.volumes import natural_key
@@ -51,6 +51,8 @@ def add_dataset(
     csv: str | Path | None = None,
     group: str | None = None,
     names: str | Mapping[int, str] | None = None,
+    nan: str | float = "refuse",
+    affine: str = "auto",
     links: bool = False,
 ) -> AddedDataset:
     """Describe a data set after looking at its files, and append the entry to `root`/datasets.yaml.
@@ -66,6 +68,8 @@ def add_dataset(
         group: regular expression that finds the patient in a case's id.
         names: names of the labels, `{1: "liver"}` or `"1=liver,2=tumour"`, by the values that the files hold (of
             colours: by their indices); 1 is the one structure of masks too.
+        nan, affine: as in datasets.yaml, for images that would be refused: a number that replaces NaN and infinite
+            voxels; "sform" or "qform" where the two of a NIfTI disagree. Written into the entry.
         links: links may lead out of the root, here and in the entry.
 
     Raises:
@@ -88,7 +92,7 @@ def add_dataset(
         raise ConfigError("a folder stands where data sets are described", code="E111", file=file, fix=fix)
     spec, cases, notes = describe_files(
         name, root, images=images, labels=labels, instances=instances, folder=folder, csv=csv, group=group, names=names,
-        links=links,
+        nan=nan, affine=affine, links=links,
     )  # fmt: skip
     entry = entry_of(spec.to_dict())
     before = (
@@ -109,6 +113,8 @@ def describe_files(
     csv: str | Path | None = None,
     group: str | None = None,
     names: str | Mapping[int, str] | None = None,
+    nan: str | float = "refuse",
+    affine: str = "auto",
     links: bool = False,
 ) -> tuple[DatasetSpec, list[Case], list[str]]:
     """The facts of `add_dataset`, the cases, and notes, without writing anything."""
@@ -118,9 +124,9 @@ def describe_files(
     if sum(way is not None for way in (images, folder, csv)) != 1:
         raise UsageError("give one of --images, --folder, --csv", expected="one", found="several or none")
     if images is not None:
-        layout, notes = _from_patterns(root, images, labels, instances)
+        layout, notes = _from_patterns(root, images, labels, instances, affine)
     elif folder is not None:
-        layout, told = _from_folder(root, below(root, folder, links=links))
+        layout, told = from_folder(root, below(root, folder, links=links))
     else:
         layout = Layout(csv=below(root, csv or "", links=links))
         columns, *_ = read_table(root / str(layout.csv))
@@ -130,8 +136,8 @@ def describe_files(
         "name": name, "title": name, "modality": "unknown", "dims": 2, "channels": ["image"], "unit": "px",
         "labels": {0: "background", 1: "structure"}, "files": [layout.model_dump(exclude_none=True)], **told,
     }  # fmt: skip
-    if links:
-        facts["links"] = True
+    told_here = {"nan": (nan, "refuse"), "affine": (affine, "auto"), "links": (links, False)}
+    facts |= {key: value for key, (value, usual) in told_here.items() if value != usual}
     if group is not None:
         try:
             re.compile(group)
@@ -149,10 +155,11 @@ def describe_files(
         raise UsageError(
             "no labelled case found", code="E103", file=root, expected="at least 1", found=counted(len(cases), "image")
         )
-    seen = look_at_images(cases, told.get("channels", ()))
+    seen = look_at_images(cases, told.get("channels", ()), nan=nan, affine=affine)
     listed = told.get("labels", ())
     values = {*listed, told.get("ignore")} - {None} if listed else set()
-    known = look_at_labels(labelled, seen.dims, named="labels" in told or names is not None, listed=values)
+    named = "labels" in told or names is not None
+    known = look_at_labels(labelled, seen.dims, named=named, listed=values, affine=affine)
     if known.instances and layout.training is not None and layout.training.label is not None:
         files = layout.training.model_dump(exclude_none=True)
         facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]
@@ -182,7 +189,9 @@ def describe_files(
     return spec, cases, notes
 
 
-def _from_patterns(root: Path, images: str, labels: str | None, instances: str | None) -> tuple[Layout, list[str]]:
+def _from_patterns(
+    root: Path, images: str, labels: str | None, instances: str | None, affine: str
+) -> tuple[Layout, list[str]]:
     if (labels is None) == (instances is None):
         raise UsageError("give --labels or --instances with --images", expected="one of the two", found="both or none")
     option = "--labels" if labels else "--instances"
@@ -194,7 +203,7 @@ def _from_patterns(root: Path, images: str, labels: str | None, instances: str |
         image, other = pair_patterns(image_files, other_files)
         files = {"image": image, "label": other}
     else:
-        image, other = _pair_masks(root, image_files, other_files)
+        image, other = _pair_masks(root, image_files, other_files, affine)
         files = {"image": image, "instances": other}
     layout = Layout.model_validate({"training": files})
     assert layout.training is not None
@@ -210,7 +219,7 @@ def _from_patterns(root: Path, images: str, labels: str | None, instances: str |
     return layout, notes
 
 
-def _pair_masks(root: Path, images: list[str], masks: list[str]) -> tuple[str, str]:
+def _pair_masks(root: Path, images: list[str], masks: list[str], affine: str) -> tuple[str, str]:
     """Patterns of images and of masks: for each image a folder of masks, or one mask of numbered objects."""
     try:
         patterns = instance_pattern(images, masks)
@@ -220,54 +229,8 @@ def _pair_masks(root: Path, images: list[str], masks: list[str]) -> tuple[str, s
         return pair_patterns(images, masks)
     # one mask in each folder: of one object, or of all
     alone = len(masks) == len({PurePosixPath(mask).parent for mask in masks})
-    return pair_patterns(images, masks) if alone and are_numbered([root / mask for mask in masks]) else patterns
-
-
-def _from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
-    table, problems = read_dataset_json(root / place / "dataset.json", ("labels",))
-    if problems:
-        raise collect(problems)
-    file = root / place / "dataset.json"
-    no_signs(place, "--folder", file)
-    channels = table.get("channel_names") or table.get("modality") or {"0": "image"}
-    told = {"channels": _values(channels, file, "channel_names"), **_labels(table["labels"], file)}
-    told["modality"] = ", ".join(told["channels"])
-    told["title"] = str(table.get("name") or table.get("description") or place)
-    if "channel_names" in table and "file_ending" in table:
-        return Layout(nnunet=place), told
-    ending = ".nii.gz"
-    if any((root / place / "imagesTr").glob(f"*_0000{ending}")):  # nnU-Net version 1: MSD's json, nnU-Net's file names
-        images = [f"{place}/imagesTr/{{id}}_{i:04d}{ending}" for i in range(len(told["channels"]))]
-        return Layout.model_validate({"training": {"image": images, "label": f"{place}/labelsTr/{{id}}{ending}"}}), told
-    return Layout(msd=place), told
-
-
-def _labels(table: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(table, dict) or not table:
-        expected = '{"background": 0, "liver": 1} or {"0": "background", "1": "liver"}'
-        fix = "give each label its stored value"
-        message = "labels are not told"
-        raise ConfigError(message, code="E119", field="labels", file=file, expected=expected, found=table, fix=fix)
-    result: dict[int, str] = {}
-    ignore = None
-    for key, value in table.items():  # {"0": "background"} (MSD) or {"background": 0} (nnU-Net)
-        index, text = (key, value) if str(key).isdecimal() else (value, key)
-        if not isinstance(index, int | str) or not str(index).isdecimal():
-            fix = "regions of several labels are not supported: give one index for each label"
-            raise ConfigError(
-                "a label without an index", code="E119", field=f"labels.{key}", file=file, found=value, fix=fix
-            )
-        if text == "ignore":
-            ignore = int(index)
-        else:
-            result[int(index)] = str(text)
-    return {"labels": result, "ignore": ignore}
-
-
-def _values(table: Any, file: Path, field: str) -> list[str]:
-    if isinstance(table, dict) and all(str(key).isdecimal() for key in table):
-        return [str(table[key]) for key in sorted(table, key=int)]
-    raise ConfigError("channels are not told", code="E119", field=field, file=file, expected='{"0": "CT"}', found=table)
+    numbered = alone and are_numbered([root / mask for mask in masks], affine=affine)
+    return pair_patterns(images, masks) if numbered else patterns
 
 
 def _channel_names(count: int, colour: str | None) -> list[str]:

@@ -13,7 +13,7 @@ __all__ = ["look_at_bands"]
 
 
 def look_at_bands(
-    pictures: Sequence[Path], bands: Counter[int], names: Sequence[str], notes: list[str]
+    pictures: Sequence[Path], bands: Counter[int], names: Sequence[str], notes: list[str], *, nan: str | float
 ) -> tuple[str | None, int]:
     """`colour` of the entry and the number of channels.
 
@@ -22,32 +22,33 @@ def look_at_bands(
         bands: how many pictures have how many bands, by their headers.
         names: of the channels, where something tells them.
         notes: sentences for the user are added.
+        nan: as for `read_image`.
 
     Raises:
         DataError: a picture is refused, or some are grey and some coloured.
     """
     many = max(bands)
     named = len(names) == many != 3
-    if len(bands) == 1 and many > 1 and (named or _are_channels(pictures[0])):
+    if len(bands) == 1 and many > 1 and (named or _are_channels(pictures[0], nan)):
         notes += [] if names else [f"{many} values in each pixel that are no colours: taken as channels"]
         return None, many
-    colour = "rgb" if len(names) == 3 and set(bands) <= {3, 4} else _colour(pictures, bands, notes)
+    colour = "rgb" if len(names) == 3 and set(bands) <= {3, 4} else _colour(pictures, bands, notes, nan)
     return colour, 3 if colour == "rgb" else 1
 
 
-def _are_channels(picture: Path) -> bool:
+def _are_channels(picture: Path, nan: str | float) -> bool:
     """Whether the bands are neither colours nor transparency, so that nothing but their number can be declared."""
     try:
-        read_image(picture, colour="luma")
+        read_image(picture, colour="luma", nan=nan)
     except DataError as error:
         return error.code == "E310"
     return False
 
 
-def _colour(pictures: Sequence[Path], bands: Counter[int], notes: list[str]) -> str:
+def _colour(pictures: Sequence[Path], bands: Counter[int], notes: list[str], nan: str | float) -> str:
     try:
         for picture in pictures:
-            read_image(picture, colour="grey")
+            read_image(picture, colour="grey", nan=nan)
     except DataError as error:
         if error.code != "E314":
             raise

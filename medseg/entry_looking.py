@@ -47,8 +47,12 @@ class LabelFacts:
     notes: list[str] = field(default_factory=list)
 
 
-def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> ImageFacts:
+def look_at_images(
+    cases: Sequence[Case], channels: Sequence[str] = (), *, nan: str | float = "refuse", affine: str = "auto"
+) -> ImageFacts:
     """Read the headers of all images and some images whole; `channels` are their names, where something tells them.
+
+    `nan` and `affine` as for `read_image`.
 
     Raises:
         DataError: an image is refused; dimensions, channels or depths are mixed, with counts; there are more or fewer
@@ -58,7 +62,7 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
     seen = []
     for case in cases:
         try:
-            geometry, bands, dtype = read_geometry(case.images[0])
+            geometry, bands, dtype = read_geometry(case.images[0], affine=affine)
         except MedsegError as error:
             problems += error.problems
             continue
@@ -73,7 +77,8 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
     some = [case for case, *_ in _spread(seen, _IMAGES_READ)]
     if pictures:
         counts = Counter(count for *_, count, _ in seen)
-        facts.colour, facts.channels = look_at_bands([case.images[0] for case in some], counts, channels, facts.notes)
+        pictured = [case.images[0] for case in some]
+        facts.colour, facts.channels = look_at_bands(pictured, counts, channels, facts.notes, nan=nan)
     else:
         facts.channels = _one(Counter(bands for *_, bands, _ in seen), "channels", "E310")
         if facts.channels > 1 and not channels:
@@ -87,12 +92,12 @@ def look_at_images(cases: Sequence[Case], channels: Sequence[str] = ()) -> Image
         expected = f"{len(channels)}: {', '.join(channels)}"
         message = "the number of channels differs from what is told"
         raise DataError(message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels)
-    facts.notes += _describe(seen, some, facts)
+    facts.notes += _describe(seen, some, facts, nan=nan, affine=affine)
     return facts
 
 
 def look_at_labels(
-    cases: Sequence[Case], dims: int, *, named: bool = False, listed: Collection[int] = ()
+    cases: Sequence[Case], dims: int, *, named: bool = False, listed: Collection[int] = (), affine: str = "auto"
 ) -> LabelFacts:
     """Read label files and decide what their values mean.
 
@@ -108,7 +113,7 @@ def look_at_labels(
     if cases[0].label is None:
         masks = [path for case in cases for path in case.instances]
         facts = LabelFacts({0: "background", 1: "object"}, instances=True)
-        if len(masks) == len(cases) and not are_numbered(masks, dims):
+        if len(masks) == len(cases) and not are_numbered(masks, dims, affine=affine):
             facts.notes.append("no mask holds more than one number: each picture is taken to show one object")
         return facts
     chosen = _spread([case for case in cases if case.label is not None], _LABELS_READ)
@@ -121,7 +126,7 @@ def look_at_labels(
     for case in chosen:
         assert case.label is not None
         try:
-            volume = read_label(case.label, dims=dims, case=case.id)
+            volume = read_label(case.label, dims=dims, affine=affine, case=case.id)
         except LabelError as error:
             if error.code != "E334":
                 problems += error.problems
@@ -177,14 +182,14 @@ def look_at_labels(
     return facts
 
 
-def are_numbered(masks: Sequence[Path], dims: int | None = None) -> bool:
+def are_numbered(masks: Sequence[Path], dims: int | None = None, *, affine: str = "auto") -> bool:
     """Whether a mask holds several numbers, one for each object, so that it is no mask of a single one.
 
     Raises:
         DataError: a mask is refused.
     """
     for path in _spread(masks, _LABELS_READ):
-        array = read_label(path, dims=dims, palette="index").array
+        array = read_label(path, dims=dims, palette="index", affine=affine).array
         if len(np.unique(array[array > 0])) > 1:
             return True
     return False
@@ -241,7 +246,7 @@ def _from_colours(colours: Counter[tuple[int, ...]]) -> LabelFacts:
     return LabelFacts(names, colours={i: list(colour) for i, colour in enumerate(order)}, notes=[note])
 
 
-def _describe(seen: list, some: list[Case], facts: ImageFacts) -> list[str]:
+def _describe(seen: list, some: list[Case], facts: ImageFacts, *, nan: str | float, affine: str) -> list[str]:
     shapes = np.array([geometry.shape for _, geometry, _, _ in seen])
     low, high = shapes.min(axis=0), shapes.max(axis=0)
     notes = [f"{counted(len(seen), 'image')} of {_range(low, high)} {'pixels' if facts.dims == 2 else 'voxels'}"]
@@ -250,7 +255,8 @@ def _describe(seen: list, some: list[Case], facts: ImageFacts) -> list[str]:
         notes.append(f"voxels of {_range(spacing.min(axis=0).round(3), spacing.max(axis=0).round(3))} mm")
     levels, told = [], Counter[str]()
     for case in some:
-        image = read_image(case.images[0], channels=facts.channels if len(case.images) == 1 else 1, colour=facts.colour)
+        channels = facts.channels if len(case.images) == 1 else 1
+        image = read_image(case.images[0], channels=channels, colour=facts.colour, nan=nan, affine=affine)
         levels.append(np.percentile(image.array, (1, 99)))
         told.update(image.notes)
     notes += [f"{note} ({count} of {counted(len(some), 'image')} read whole)" for note, count in told.items()]

@@ -112,7 +112,8 @@ def evaluate(
             run they need an `output`, so that its own scores stay.
         labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None. One label
             alone may be stored as any value (0 and 255); a note says so.
-        ignore: value of void voxels in the references.
+        ignore: value of void voxels in a folder of references. A run and a data set know their own labels: both
+            arguments are refused for a run, this one for a data set.
         resample: bring predictions on other grids to the reference's by nearest neighbour, instead of refusing them.
         observer: a second observer's labels, scored by the same code beside the predictions: a folder with the cases'
             names, or a pattern such as `labels/{id}_2ndHO.png` (below the working folder or the data root).

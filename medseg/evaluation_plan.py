@@ -64,7 +64,10 @@ def make_plan(
     """
     predictions, run = Path(predictions), None if run is None else newest_run(run)
     if reference is None and run is None and images is None:
-        return _plan_run(newest_run(predictions), output=output, data=data, protocol=protocol, metrics=metrics)
+        return _plan_run(
+            newest_run(predictions), output=output, data=data, protocol=protocol, metrics=metrics,
+            told={"labels": labels, "ignore": ignore},
+        )  # fmt: skip
     pipeline, spec = _facts_of_run(run, data) if run is not None else (None, None)
     target = Path(output) if output is not None else predictions / "scores"
     if images is not None and (reference is None or not Path(reference).exists()):
@@ -87,6 +90,7 @@ def make_plan(
         dataset = None if spec is None else spec.name
         encoding = _encoding(spec)
     else:
+        _refuse({"ignore": ignore})
         pairs, extra = pair_cases(_cases_of(named, data, part), predictions)
         reading = Reading(
             parse_labels(labels) if labels is not None else _names(named),
@@ -112,6 +116,7 @@ def _plan_run(
     data: str | Path | None,
     protocol: str | None,
     metrics: Sequence[Any] | None,
+    told: Mapping[str, Any],
 ) -> Plan:
     from medseg.data import find_cases
 
@@ -122,6 +127,7 @@ def _plan_run(
             file=folder,
             fix="medseg evaluate PREDICTIONS REFERENCES",
         )
+    _refuse(told)
     pipeline, spec = _facts_of_run(folder, data)
     if output is None and (metrics is not None or protocol not in (None, spec.protocol)):
         raise UsageError(
@@ -154,20 +160,17 @@ def _plan_run(
     title = pipeline.title or f"{spec.title}"
     threshold, notes = _threshold(folder, protocol)
     return Plan(
-        pairs,
-        extra,
-        reading,
-        chosen,
-        target,
-        title,
-        "validation cases of the run",
-        spec.title,
-        spec.name,
-        protocol,
-        notes,
-        threshold,
-        run=folder if has_attention(pipeline.network.name) else None,
-    )
+        pairs, extra, reading, chosen, target, title, "validation cases of the run", spec.title, spec.name, protocol,
+        notes, threshold, run=folder if has_attention(pipeline.network.name) else None,
+    )  # fmt: skip
+
+
+def _refuse(told: Mapping[str, Any]) -> None:
+    """Raise where something is told of labels that are described already."""
+    for option, found in told.items():
+        if found is not None:
+            message, fix = "a run and a data set know this of their labels themselves", f"leave --{option} out"
+            raise UsageError(message, field=option, expected="a folder of labels as reference", found=found, fix=fix)
 
 
 def _threshold(run: Path | None, protocol: str | None) -> tuple[dict[str, Any] | None, list[str]]:

@@ -203,7 +203,7 @@ def _affine(
                 field="sform, qform",
                 expected=f"at most {SHIFT_TOLERANCE} voxels apart",
                 found=f"sform {_show(sform)}; qform {_show(qform)}",
-                fix='decide: affine="sform" or affine="qform", or mend the header',
+                fix='decide: affine "sform" or "qform" (datasets.yaml; data add: --affine), or mend the header',
             )
     return _sure(next(iter(candidates.values()))), notes
 
@@ -260,7 +260,11 @@ def _bad_affine(path: Path, case: str | None, name: str, wrong: dict, candidates
     singular = text.startswith("is singular")
     code = "E323" if text.startswith("is sheared") else "E324" if "spacing" in text and not singular else "E322"
     other = next((key for key in candidates if key != name and not wrong[key]), None)
-    fix = f'the {other} is valid: affine="{other}" uses it' if other else "mend the header"
+    fix = (
+        f'the {other} is valid: affine "{other}" (datasets.yaml; data add: --affine) uses it'
+        if other
+        else "mend the header"
+    )
     found = "; ".join(f"{key} {wrong[key] or 'is valid'} {_show(matrix)}" for key, matrix in candidates.items())
     expected = "finite, invertible, right angles, 0.001 to 100 mm"
     message = f"the {name} {text}"

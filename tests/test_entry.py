@@ -951,3 +951,55 @@ def test_a_linked_folder_and_a_linked_table(linked, scans):
         spec = load_dataset(name, root=linked / "data")
         assert spec.links
         assert check_cases(spec, linked / "data") == []
+
+
+# --- what would be refused, decided by the user ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".tif"])
+def test_nan_is_replaced_as_data_add_was_told(tmp_path, suffix):
+    """Without `nan` the image is refused, with it the entry says so and the sample holds that number in its place."""
+    for i in range(3):
+        image = np.random.default_rng(i).normal(size=(16, 18, 6) if suffix == ".nii" else (16, 18)).astype(np.float32)
+        image[2, 3] = np.nan
+        label = np.zeros(image.shape, np.uint8)
+        label[4:9, 5:12] = 1
+        for kind, array in (("img", image), ("msk", label)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            if suffix == ".nii":
+                nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / kind / f"c{i}.nii")
+            else:
+                tifffile.imwrite(tmp_path / kind / f"c{i}.tif", array)
+    patterns = {"images": f"img/*{suffix}", "labels": f"msk/*{suffix}"}
+    problems = refused(lambda: add_dataset("set", tmp_path, **patterns), 3)
+    assert {problem.code for problem in problems} == {"E311"}
+    assert "--nan" in str(problems[0])
+    added = add_dataset("set", tmp_path, **patterns, nan=-7.0)
+    assert added.entry["nan"] == -7.0
+    spec = load_dataset("set", root=tmp_path)
+    sample = load_sample(find_cases(spec, tmp_path)[0], spec)
+    assert np.all(sample["image"][0, 2, 3] == -7.0)
+    assert np.isfinite(sample["image"]).all()
+
+
+def test_the_affine_that_counts_is_the_one_that_data_add_was_told(tmp_path):
+    turned = np.diag([1.0, 1.0, 2.0, 1.0])
+    turned[:3, 3] = 30
+    for i in range(3):
+        image = np.random.default_rng(i).normal(size=(16, 18, 6)).astype(np.float32)
+        label = np.zeros(image.shape, np.uint8)
+        label[4:9, 5:12] = 1
+        for kind, array in (("img", image), ("msk", label)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            stored = nibabel.Nifti1Image(array, np.eye(4))
+            stored.set_sform(turned, 1)
+            stored.set_qform(np.eye(4), 1)
+            nibabel.save(stored, tmp_path / kind / f"c{i}.nii")
+    patterns = {"images": "img/*.nii", "labels": "msk/*.nii"}
+    problems = refused(lambda: add_dataset("set", tmp_path, **patterns), 3)
+    assert {problem.code for problem in problems} == {"E321"}
+    assert "--affine" in str(problems[0])
+    added = add_dataset("set", tmp_path, **patterns, affine="sform")
+    assert added.entry["affine"] == "sform"
+    assert "voxels of 1 x 1 x 2 mm" in added.notes
+    assert check_dataset(load_dataset("set", root=tmp_path), tmp_path, workers=1).problems == []

@@ -239,6 +239,11 @@ def test_void_voxels_have_no_part_in_the_volumes(tmp_path):
     assert result.summary["scores"][0]["mean"] == 1.0
     (volume,) = result.summary["volumes"]
     assert volume["prediction"] == volume["reference"] == pytest.approx(6**3 * 2.5 / 1000)  # mL
+    words = [str(tmp_path / "pred"), str(tmp_path / "ref"), "--labels", "1=liver", "--metric", "Dice", "--workers", "1"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", *words, "--ignore", "255", "-o", str(tmp_path / "out")])
+    (score,) = json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]
+    assert score["mean"] == 1.0
 
 
 def test_values_that_are_no_labels_and_broken_files_are_all_told(folders):
@@ -887,6 +892,17 @@ def test_other_scores_never_replace_a_runs_own(runs, tmp_path):
     assert {row.metric for row in result.rows} == {"Dice", "IoU"}
     assert (tmp_path / "out" / "scores.tex").is_file()
     assert own.read_bytes() == before
+
+
+def test_what_a_run_or_a_data_set_knows_of_its_labels_is_not_told_again(runs, tmp_path):
+    data, masks = tmp_path / "data", runs / "2026-11-21_090000_fold0" / "validation" / "predictions"
+    common = {"data": data, "workers": 1, "output": tmp_path / "out"}
+    for asked in ({"labels": "1=x"}, {"ignore": 2}):
+        with pytest.raises(UsageError, match=f"leave --{next(iter(asked))} out"):
+            evaluate(runs, **asked, **common)
+    with pytest.raises(UsageError, match="leave --ignore out"):
+        evaluate(masks, "tiny", part="training", ignore=2, **common)
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbered_objects_of_a_run_are_read_whatever_is_scored(tmp_path):
