@@ -21,7 +21,7 @@ from medseg.files import require_file
 from medseg.volumes_geometry import Geometry
 from medseg.volumes_image import Raw
 from medseg.volumes_pictures import check_size
-from medseg.volumes_tiff_axes import check_axes
+from medseg.volumes_tiff_axes import check_axes, check_colours
 
 __all__ = ["has_windows", "read_tiff", "read_tiff_header", "read_tiff_window"]
 
@@ -244,6 +244,7 @@ def _layout(file: Any, pages: list, path: Path, case: str | None, hidden: int = 
     if first.dtype is None or first.dtype.kind not in "iufb" or first.imagedepth > 1:
         message = "the TIFF's type of values cannot be used"
         raise FormatError(message, code="E307", case=case, file=path, found=first.dtype)
+    check_colours(first, path, case)
     rows, columns = first.imagelength, first.imagewidth
     count = max(hidden, len(pages))
     bands = int(first.samplesperpixel)

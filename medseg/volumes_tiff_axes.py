@@ -1,4 +1,4 @@
-"""What ImageJ and OME write into a TIFF about its pages: slices, points in time, channels."""
+"""What a TIFF says of its colours, and ImageJ and OME of its pages: slices, points in time, channels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 from medseg.errors import DataError
 
-__all__ = ["check_axes"]
+__all__ = ["check_axes", "check_colours"]
 
+# PhotometricInterpretation of TIFF 6.0 and of its supplements
+_COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
+_JPEG = (6, 7)  # Compression whose YCbCr is unpacked to RGB
 _NAMES = {"slices": "Z", "frames": "T", "channels": "C"}
 
 
@@ -33,3 +36,15 @@ def check_axes(file: Any, bands: int, path: Path, case: str | None) -> None:
         message, fix = "the pages of the TIFF lie along several axes", "save each channel, or point in time, as a file"
         expected, told = "slices alone", ", ".join(axes)
         raise DataError(message, code="E310", case=case, file=path, expected=expected, found=told, fix=fix)
+
+
+def check_colours(page: Any, path: Path, case: str | None) -> None:
+    """Refuse colours that are not red, green and blue: as such they would be read.
+
+    Raises:
+        DataError: E314.
+    """
+    found = _COLOURS.get(int(page.photometric))
+    if found and not (found == "YCbCr" and int(page.compression) in _JPEG):
+        message, fix = "a TIFF whose colours are not red, green and blue", "save it as RGB"
+        raise DataError(message, code="E314", case=case, file=path, expected="RGB or grey", found=found, fix=fix)

@@ -305,3 +305,23 @@ def test_an_orientation_tag_is_told_and_not_applied(tmp_path: Path, suffix: str,
     assert [note[:4] for note in image.notes] == ["E319"] * (tag == 6)
     if suffix != ".jpg":
         assert read_label(tmp_path / f"a{suffix}").notes == ()
+
+
+@pytest.mark.parametrize(("photometric", "bands", "name"), [("separated", 4, "CMYK"), ("cielab", 3, "CIELAB")])
+def test_colours_that_are_not_red_green_and_blue_are_refused(tmp_path, photometric, bands, name):
+    """They were read as if they were: four inks as colours and alpha."""
+    values = np.random.default_rng(0).integers(0, 256, (16, 18, bands), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric)
+    for read in (read_image, read_geometry):
+        with pytest.raises(DataError, match=f"E314(.|\n)*{name}(.|\n)*save it as RGB"):
+            read(tmp_path / "a.tif")
+
+
+def test_ycbcr_is_read_where_jpeg_packs_it(tmp_path):
+    rgb = np.zeros((32, 32, 3), np.uint8)
+    rgb[..., 0], rgb[..., 2] = 200, 40
+    Image.fromarray(rgb).save(tmp_path / "a.tif", compression="jpeg")
+    Image.fromarray(rgb).convert("YCbCr").save(tmp_path / "b.tif")
+    assert np.abs(read_image(tmp_path / "a.tif").array[:, 5, 5] - np.array([200.0, 0, 40])).max() < 5
+    with pytest.raises(DataError, match="YCbCr"):
+        read_image(tmp_path / "b.tif")
