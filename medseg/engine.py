@@ -210,8 +210,13 @@ class TrainStep:
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         if self.scaler is not None:
+            first = not self.optimizer.state
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            # torch's fused SGD leaves the momentum of a first step that is skipped as it came from memory
+            for state in self.optimizer.state.values() if first else ():
+                if isinstance(momentum := state.get("momentum_buffer"), torch.Tensor):
+                    momentum.copy_(torch.where(finite, momentum, 0.0))
         elif bool(finite):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

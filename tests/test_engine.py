@@ -117,6 +117,25 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted():
     assert step.bad_steps() == 0
 
 
+def test_a_skipped_first_step_leaves_no_momentum(monkeypatch):
+    # as on a GPU: fused, and skipped by the scaler (fp16 begins with a scale that is often too large)
+    step = make()
+    step.optimizer = torch.optim.SGD(step.network.parameters(), lr=0.1, momentum=0.9, fused=True)
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    empty = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda value, **options: empty(value, **options).fill_(1e3))
+    before = [p.detach().clone() for p in step.network.parameters()]
+    label = torch.zeros(1, 1, 2, 2, dtype=torch.long)
+    for images in (torch.full((1, 1, 2, 2), torch.inf), torch.ones(1, 1, 2, 2)):
+        step(Batch((0, 0), ("a",), (0,), {"image": images, "label": label}), seed=0)
+    plain = make()
+    plain.optimizer = torch.optim.SGD(plain.network.parameters(), lr=0.1, momentum=0.9)
+    plain(Batch((0, 0), ("a",), (0,), {"image": torch.ones(1, 1, 2, 2), "label": label}), seed=0)
+    for start, one, two in zip(before, step.network.parameters(), plain.network.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+        assert not torch.equal(start[:1], one[:1])
+
+
 def test_the_average_follows_its_definition():
     step = make(ema=0.8)
     average = step.bare[0].weight.detach().clone()
