@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,7 @@ def memory_error(error: BaseException, session: Session) -> MedsegError | None:
     """A ResourceError that says what helps, if `error` is about memory; else None."""
     if isinstance(error, MedsegError) or not is_out_of_memory(error):
         return None
+    traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step, which a smaller patch can do with
     peak = ", ".join(f"{name} {value:.0f} MB" for name, value in peak_memory(session.hardware.device).items())
     return _told("out of memory while training", session, f"most used: {peak}", largest_patch(session))
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,6 +100,23 @@ def test_the_options_that_help_are_named_and_no_others(saying):
     # three processes cannot share fewer than three patches
     assert "train.batch=3 with train.accumulate=4" in memory_error(saying, session(batch=5, world=3, accumulate=2)).fix
     assert memory_error(RuntimeError("shapes do not match"), session()) is None
+
+
+def test_what_the_failed_step_held_is_free_when_smaller_patches_are_tried(monkeypatch):
+    held = []
+
+    def forward():
+        features = torch.zeros(100)
+        held.append(weakref.ref(features))
+        raise SAYINGS["cuda"]
+
+    alive = []
+    monkeypatch.setattr(training_memory, "largest_patch", lambda session: alive.append(held[0]() is not None))
+    try:
+        forward()
+    except RuntimeError as error:
+        assert memory_error(error, session()).code == "E523"
+    assert alive == [False]
 
 
 def test_the_largest_patch_fits_by_the_estimate_and_the_next_does_not(monkeypatch):
