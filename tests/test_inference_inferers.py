@@ -14,7 +14,7 @@ from medseg.errors import ResourceError, UsageError
 from medseg.inference import GaussianTileInferer, OverlapTileInferer
 from medseg.inference.convolutions import FastConvolutions
 from medseg.inference.cost import estimate
-from medseg.inference.memory import bytes_per_voxel, parse_bytes, peak_activation_bytes
+from medseg.inference.memory import available_memory, bytes_per_voxel, parse_bytes, peak_activation_bytes
 from medseg.inference.passes import Passes, mirror_axes
 from medseg.inference.windows import constant_value, mirror_index, read_window
 from medseg.networks import UNet
@@ -354,6 +354,15 @@ def test_windows_that_go_to_a_gpu_together_fit_into_its_limit(make, monkeypatch)
     assert found[100 * one] == 8
     assert make(batch=5).at_once(passes, network, 1, window) == 5
     assert make().at_once(Passes([network], 3, device="cpu"), network, 1, window) == 1
+
+
+def test_memory_that_torch_keeps_for_the_next_step_counts_as_free(monkeypatch):
+    # of 80 GB a training step took 70, of which the weights are 2: validation can have 78
+    for name, value in (("mem_get_info", (10, 80)), ("memory_reserved", 70), ("memory_allocated", 2)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert available_memory("cuda") == 78
+    assert OverlapTileInferer().budget("cuda") == 39
+    assert OverlapTileInferer(max_vram=20).budget("cuda") == 20
 
 
 def test_the_cost_counts_all_windows_of_a_call():
