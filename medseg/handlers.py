@@ -217,7 +217,9 @@ def _check_gradient(session: Session) -> None:
     on_cpu = session.hardware.device.type == "cpu"
     if not on_cpu and session.progress.iteration % _LOOK_EVERY and session.progress.step < session.per_epoch:
         return
+    begin = time.perf_counter()
     bad = session.step.bad_steps()
+    session.seconds["step"] += time.perf_counter() - begin  # a GPU's steps were only begun before
     if bad < BAD_STEPS:
         return
     cases = list(dict.fromkeys(case for batch in session.recent[-bad * session.train.accumulate :] for case in batch))

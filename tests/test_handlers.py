@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from medseg import handlers
 from medseg.engine_budget import Progress
 from medseg.errors import ResourceError
 from medseg.handlers_output import (
@@ -124,6 +126,16 @@ def test_mlflow_keeps_parameters_and_numbers(tmp_path, monkeypatch):
 def test_times_are_told_as_people_say_them():
     assert format_minutes(89.4) == "89 min"
     assert format_minutes(90) == "1 h 30 min"
+
+
+def test_the_pace_on_a_gpu_counts_the_time_for_which_its_steps_are_waited_for(tmp_path):
+    # begun in no time, computed in 0.2 s for which the look at the gradients waits: 20 patches, none of them waited for
+    step = SimpleNamespace(bad_steps=lambda: time.sleep(0.2) or 0)
+    one = session(tmp_path, step=step, hardware=SimpleNamespace(device=SimpleNamespace(type="cuda")), per_epoch=100)
+    one.seconds, one.mark, one.images, one.stream = {"step": 0.0, "wait": 0.0}, {}, 20, None
+    one.progress.iteration = 20
+    handlers._check_gradient(one)
+    assert 60 < handlers._pace(one)["images_per_second"] <= 100
 
 
 def test_the_profile_adds_up(tmp_path):

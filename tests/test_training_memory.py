@@ -112,10 +112,9 @@ def test_what_the_failed_step_held_is_free_when_smaller_patches_are_tried(monkey
 
     alive = []
     monkeypatch.setattr(training_memory, "largest_patch", lambda session: alive.append(held[0]() is not None))
-    try:
+    with pytest.raises(RuntimeError) as caught:
         forward()
-    except RuntimeError as error:
-        assert memory_error(error, session()).code == "E523"
+    assert memory_error(caught.value, session()).code == "E523"
     assert alive == [False]
 
 
