@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from medseg.errors import MedsegError, TrainingError, UsageError
+from medseg.hardware import choose_hardware
 
 __all__ = ["Group", "launched", "processes", "wrap_network"]
 
@@ -143,6 +144,7 @@ def processes(device: str = "auto") -> Iterator[Group]:
 
     Raises:
         UsageError: launched, but without the address of the first process.
+        ResourceError: E510, there is no GPU for this process.
     """
     if not launched():
         yield Group()
@@ -152,6 +154,8 @@ def processes(device: str = "auto") -> Iterator[Group]:
         found = f"{', '.join(missing)} not set"
         raise UsageError("cannot join the other processes", field="WORLD_SIZE", found=found, fix="start with torchrun")
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:  # refused here and not by nccl, which only knows that it failed
+        choose_hardware(device, local_rank=int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if on_gpu else "gloo"
     with _told():
         idist.initialize(backend, timeout=PATIENCE)

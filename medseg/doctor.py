@@ -50,7 +50,8 @@ def describe_machine(folder: str | Path = ".") -> dict[str, Any]:
     import torch
 
     devices = ["cpu"]
-    for number in range(torch.cuda.device_count()):
+    # where the driver does not fit they are counted all the same, but cannot be asked
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(number)
         devices.append(f"cuda:{number} {facts.name}, {facts.total_memory / 1e9:.1f} GB")
     if torch.backends.mps.is_available():

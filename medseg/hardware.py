@@ -38,6 +38,7 @@ __all__ = [
 # glibc's numbers for mallopt, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _GLIBC_DEFAULTS = {_M_TRIM_THRESHOLD: 128 * 1024, _M_MMAP_MAX: 65536}
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _KEPT: set[str] = set()  # not empty while freed memory is kept; of the process, as glibc's settings are
 
 
@@ -199,8 +200,12 @@ def configured(hardware: Hardware, *, deterministic: bool = True) -> Iterator[No
     """Threads, memory and determinism for the block; what was set before comes back afterwards.
 
     On a CPU with `deterministic` equal inputs give equal bits. On a GPU some operations (the gradient of linear
-    interpolation, for one) have no deterministic form; they run all the same.
+    interpolation, for one) have no deterministic form; they run all the same. Matrix products there are deterministic
+    with a workspace of fixed size alone, which cuBLAS takes from the environment.
     """
+    workspace = os.environ.get(_WORKSPACE)
+    if deterministic and workspace is None and hardware.device.type == "cuda":
+        os.environ[_WORKSPACE] = ":4096:8"
     threads = torch.get_num_threads()
     algorithms = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -218,6 +223,8 @@ def configured(hardware: Hardware, *, deterministic: bool = True) -> Iterator[No
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
@@ -253,7 +260,7 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
         raise UsageError("unknown device", field="device", expected=expected, found=device)
     fix = "use --device cpu, or look at `medseg doctor`"
     if chosen.type == "cuda":
-        count = torch.cuda.device_count()
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # counted without a driver that fits, too
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
         if chosen.index >= count:

@@ -21,7 +21,7 @@ from torch import nn
 from medseg.checkpoint import read_state
 from medseg.config import to_yaml
 from medseg.distributed import Group, LostProcess, launched, processes, wrap_network
-from medseg.errors import UsageError
+from medseg.errors import ResourceError, UsageError
 from medseg.training import train
 
 
@@ -74,6 +74,19 @@ def test_launched_without_an_address_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="cannot join"), processes("cpu"):
         pass
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    # four processes on a machine of two GPUs: the third has none
+    facts = {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cuda", "auto"):
+        with pytest.raises(ResourceError, match="no such GPU") as caught, processes(device):
+            pass
+        assert (caught.value.code, caught.value.found) == ("E510", "2 CUDA devices")
 
 
 def test_two_processes_agree():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from medseg import engine_session
 from medseg.batches import Batch
 from medseg.config import TrainConfig
 from medseg.distributed import Group
+from medseg.doctor import describe_machine
 from medseg.engine import (
     TrainStep,
     build_network,
@@ -529,6 +531,28 @@ def test_the_largest_memory_is_in_millions_of_bytes():
     kernel = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     # a kilobyte of 1000 bytes would be 2.4 % less
     assert peak_memory(torch.device("cpu"))["process"] == pytest.approx(kernel / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "seen"), [(None, True, ":4096:8"), (None, False, None), (":16:8", True, ":16:8")]
+)
+def test_on_a_gpu_matrix_products_have_a_workspace_of_fixed_size(own, wanted, seen, monkeypatch):
+    # cuBLAS reads it from the environment; without it torch warns that they are not deterministic, and they are not
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if own is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", own)
+    with configured(Hardware(torch.device("cuda"), "bf16", 1, "x"), deterministic=wanted):
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == seen
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == own
+
+
+def test_a_gpu_whose_driver_does_not_fit_is_none(monkeypatch):
+    # the devices are counted all the same, and asking for their names ends in a traceback
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ResourceError, match="no such GPU"):
+        choose_hardware("cuda")
+    assert not [device for device in describe_machine()["devices"] if device.startswith("cuda")]
 
 
 def test_what_was_configured_is_taken_back():
