@@ -12,6 +12,7 @@ from torch import nn
 
 from medseg.errors import ResourceError
 from medseg.hardware import Hardware, fast_layout
+from medseg.inference.passes import is_out_of_memory
 
 __all__ = ["choose_compiled"]
 
@@ -40,6 +41,8 @@ def choose_compiled(
     try:
         fast = _pace(network, compiled, shape, hardware)
     except Exception as error:
+        if is_out_of_memory(error):  # training ends so too, and then tells what helps
+            return (compiled if wish is True else network), []
         if wish is True:
             text = f"torch.compile does not work here: {type(error).__name__}"
             found = (str(error).splitlines() or [""])[0]
@@ -48,31 +51,38 @@ def choose_compiled(
         return network, [f"torch.compile does not work here ({type(error).__name__}): not used"]
     if wish is True:
         return compiled, ["the network is compiled"]
-    plain = _pace(network, network, shape, hardware)
+    try:
+        plain = _pace(network, network, shape, hardware)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return compiled, ["without torch.compile a step does not fit into memory: used"]
     factor = plain / fast
     told = f"torch.compile makes a step {factor:.2f} times as fast: {'used' if factor > _PAYS else 'not used'}"
     return (compiled if factor > _PAYS else network), [told]
 
 
 def _pace(network: nn.Module, call: Callable[..., Any], shape: tuple[int, ...], hardware: Hardware) -> float:
-    """Seconds of a forward and backward pass; statistics and gradients are put back."""
+    """Seconds of a forward and backward pass; statistics and gradients are put back, however it ends."""
     kept = copy.deepcopy(dict(network.named_buffers()))
     images = torch.zeros(shape, device=hardware.device).contiguous(memory_format=fast_layout(network, hardware))
     begin = 0.0
-    for number in range(_ROUNDS + 3):
-        if number == 3:
-            _wait(hardware)
-            begin = time.perf_counter()
-        with torch.autocast(hardware.device.type, dtype=hardware.dtype, enabled=hardware.dtype is not None):
-            output = call(images)
-        sum(part.float().sum() for part in (output if isinstance(output, tuple | list) else [output])).backward()
+    try:
+        for number in range(_ROUNDS + 3):
+            if number == 3:
+                _wait(hardware)
+                begin = time.perf_counter()
+            with torch.autocast(hardware.device.type, dtype=hardware.dtype, enabled=hardware.dtype is not None):
+                output = call(images)
+            sum(part.float().sum() for part in (output if isinstance(output, tuple | list) else [output])).backward()
+            network.zero_grad(set_to_none=True)
+        _wait(hardware)
+        return (time.perf_counter() - begin) / _ROUNDS
+    finally:
         network.zero_grad(set_to_none=True)
-    _wait(hardware)
-    seconds = (time.perf_counter() - begin) / _ROUNDS
-    with torch.no_grad():
-        for name, value in network.named_buffers():
-            value.copy_(kept[name])
-    return seconds
+        with torch.no_grad():
+            for name, value in network.named_buffers():
+                value.copy_(kept[name])
 
 
 def _wait(hardware: Hardware) -> None:

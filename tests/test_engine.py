@@ -16,7 +16,7 @@ import torch
 from tiny import tiny_pipeline
 from torch import nn
 
-from medseg import engine_session
+from medseg import engine_compile, engine_session
 from medseg.batches import Batch
 from medseg.config import TrainConfig
 from medseg.distributed import Group
@@ -97,6 +97,55 @@ def test_a_compiled_network_is_called_in_its_place():
     assert torch.allclose(plain(batch(), seed=0, update=False), compiled(batch(), seed=0))
     assert compiled.forward is not network
     assert True in calls
+
+
+SHORT, BROKEN = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("fast", "plain", "wish", "used", "told"),
+    [
+        (1.0, 2.0, "auto", True, "2.00 times as fast: used"),
+        (2.0, 2.0, "auto", False, "1.00 times as fast: not used"),
+        (BROKEN, 2.0, "auto", False, "does not work here (RuntimeError): not used"),
+        (SHORT, 2.0, "auto", False, None),  # the first step says it, and what helps
+        (SHORT, 2.0, True, True, None),
+        (1.0, SHORT, "auto", True, "does not fit into memory: used"),
+    ],
+)
+def test_on_a_gpu_compiling_is_measured(fast, plain, wish, used, told, monkeypatch):
+    network, compiled = nn.Identity(), nn.Identity()
+
+    def pace(network, call, shape, hardware):
+        found = fast if call is compiled else plain
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(engine_compile, "_pace", pace)
+    monkeypatch.setattr(torch, "compile", lambda network: compiled)
+    gpu = Hardware(torch.device("cuda"), "bf16", 1, "")
+    chosen, notices = engine_compile.choose_compiled(network, wish, (1, 1, 8, 8), gpu)
+    assert chosen is (compiled if used else network)
+    assert [told in notice for notice in notices] == [True] * (told is not None)
+
+
+def test_a_network_that_cannot_be_compiled_stays_as_it_was(monkeypatch):
+    network = normed().bare.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def broken(network):
+        def call(images):
+            network(images).sum().backward()
+            raise BROKEN
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ResourceError, match="does not work here"):
+        engine_compile.choose_compiled(network, True, (2, 1, 4, 4), CPU)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(value.grad is None for value in network.parameters())
 
 
 def test_clipping_bounds_the_gradient():

@@ -27,6 +27,7 @@ from medseg.training_memory import check_memory, largest_patch, memory_error, st
 
 SAYINGS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "python": MemoryError("Unable to allocate 12.0 GiB for an array"),
     "torch on a CPU": RuntimeError(
         "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
