@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -374,6 +375,24 @@ def test_the_cost_counts_all_windows_of_a_call():
     assert one.window == four.window
     peaks = [peak_activation_bytes(network, (batch, 1, *one.window)) for batch in (1, 4)]
     assert four.peak_ram - one.peak_ram >= peaks[1] - peaks[0]
+
+
+def test_the_cost_on_a_gpu_is_not_that_of_its_first_pass(monkeypatch):
+    # whose kernels are loaded for half a second; 64 windows would come to 32 s
+    calls = []
+
+    def passes(window):
+        calls.append(time.sleep(0.0 if calls else 0.5))
+        return torch.zeros(1, 2, 8, 8, 8)
+
+    passes.device, passes.flips, passes.count = torch.device("cuda"), ((),), 1
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr("medseg.inference.streams.available_memory", lambda device: 2**30)
+    inferer = OverlapTileInferer(tile=8, context=0, divisor=1)
+    monkeypatch.setattr(inferer, "passes", lambda *_: passes)
+    cost = estimate("x", torch.zeros(1, 32, 32, 32), [torch.nn.Conv3d(1, 2, 1)], inferer, device="cuda")
+    assert cost.tiles == 64
+    assert cost.seconds < 8
 
 
 def test_out_of_memory_for_good_is_told():
