@@ -90,6 +90,31 @@ def test_holes():
     assert out[1, 5] == 0  # open to the outside
 
 
+def test_a_hole_within_nested_labels_is_the_innermost_ones():
+    rng = np.random.default_rng(3)
+    nested = 0
+    for _ in range(20):
+        label = np.zeros((18, 18), np.uint8)
+        for depth, value in enumerate(rng.permutation([1, 2, 3])):  # rings within one another, some of them open
+            (top, left), (bottom, right) = 3 * depth + rng.integers(0, 2, 2), 17 - 3 * depth - rng.integers(0, 2, 2)
+            label[[top, bottom], left : right + 1] = label[top : bottom + 1, [left, right]] = value
+            if rng.random() < 0.4:
+                label[top, rng.integers(left, right + 1)] = 0
+        expected = label.copy()
+        for voxel in np.argwhere(label == 0):
+            around = []
+            for value in (1, 2, 3):  # what can be reached from here without crossing the label
+                regions, _ = connected(label != value)
+                reached = regions == regions[tuple(voxel)]
+                if not (reached[[0, -1]].any() or reached[:, [0, -1]].any()):
+                    around.append((reached.sum(), value))
+            nested += len(around) > 1
+            if around:
+                expected[tuple(voxel)] = min(around)[1]
+        assert np.array_equal(FillHoles()(label, spacing=(1, 1)), expected)
+    assert nested > 100
+
+
 def test_threshold():
     shares = np.stack([np.full((2, 2), 0.7), np.full((2, 2), 0.3)])
     label = np.zeros((2, 2), np.uint8)

@@ -109,8 +109,8 @@ class FillHoles:
     """Fill background that a label encloses on all sides (face neighbours; in 2-D pictures: 4-neighbours).
 
     Args:
-        labels: labels to treat; all but background when None. Holes are filled with the label around them; only
-            background is ever filled.
+        labels: labels to treat; all but background when None. Holes are filled with the label around them (the
+            innermost, where one label lies within another); only background is ever filled.
 
     >>> FillHoles()(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]), spacing=(1, 1))[1, 1]
     np.int64(1)
@@ -126,14 +126,19 @@ class FillHoles:
         self, label: np.ndarray, *, probabilities: np.ndarray | None = None, spacing: Sequence[float] = ()
     ) -> np.ndarray:
         """The filled label image, a copy."""
-        label = label.copy()
+        filled, cavities = label.copy(), []
         for value in _values(label, self.labels):
             mask = label == value
-            box = _box(mask)
-            if box is not None:
-                inside = label[box]
-                inside[ndimage.binary_fill_holes(mask[box]) & (inside == 0)] = value
-        return label
+            box = _box(mask) or ()
+            numbers, _ = components(ndimage.binary_fill_holes(mask[box]) & ~mask[box])
+            for number, part in enumerate(ndimage.find_objects(numbers), start=1):
+                cavity = numbers[part] == number
+                hole = cavity & (label[box][part] == 0)
+                cavities.append((np.count_nonzero(cavity), value, filled[box][part], hole))
+        # a hole that several labels enclose, one within the other, is the innermost one's: it comes last
+        for _, value, place, hole in sorted(cavities, key=lambda cavity: -cavity[0]):
+            place[hole] = value
+        return filled
 
 
 class Threshold:
