@@ -173,7 +173,7 @@ class MemoryCase:
 
 
 def index_classes(label: np.ndarray | None, ignore: int | None) -> tuple[dict[int, np.ndarray], dict[int, int]]:
-    """Places (at most KEPT, int32 (n, D), evenly spread over the voxels in array order) of each class but 0; counts.
+    """Places (at most KEPT, int32 (n, D), spread over all of its voxels) of each class but 0; counts.
 
     >>> places, counts = index_classes(np.array([[[0, 1], [1, 2]]]), None)
     >>> places[1].tolist(), counts
@@ -192,7 +192,9 @@ def index_classes(label: np.ndarray | None, ignore: int | None) -> tuple[dict[in
             continue
         flat = np.flatnonzero(label[0] == value)
         if len(flat) > KEPT:
-            flat = flat[np.linspace(0, len(flat) - 1, KEPT).round().astype(np.int64)]
+            # one of each of KEPT equal parts, drawn: equal steps would follow the rows of a box
+            shares = (np.arange(KEPT) + np.random.default_rng(0).random(KEPT)) / KEPT
+            flat = flat[(shares * len(flat)).astype(np.int64)]
         places[int(value)] = np.stack(np.unravel_index(flat, label.shape[1:]), axis=1).astype(np.int32)
     return places, counts
 

@@ -280,6 +280,11 @@ def test_class_lists_are_bounded_and_spread():
     assert places[2].tolist() == [[0, 0, 39]]
     assert places[1][:, 0].min() == 0
     assert places[1][:, 0].max() == 39
+    # a cube whose planes have as many voxels as places are kept: equal steps through it gave its diagonal plane alone
+    cube = np.ones((1, 64, 64, 64), np.uint8)
+    blocks = np.unique(index_classes(cube, None)[0][1] // 16, axis=0, return_counts=True)
+    assert len(blocks[0]) == 4**3
+    assert abs(blocks[1] - KEPT / 4**3).max() < 5 * (KEPT / 4**3) ** 0.5
 
 
 def test_mirrored_indices_repeat_an_axis_of_one():
