@@ -83,11 +83,12 @@ def calibration_counts(
     if reading.ignore is not None:
         valid &= reference != reading.ignore
     counts = {}
+    whole = len(probabilities) > 2 and [*reading.labels] == [1]  # interior and border of one structure
     for index in reading.labels:
         row = index if len(probabilities) > index else 0 if len(probabilities) == 1 else None
         if row is None:
             continue
-        p = np.asarray(probabilities[row], np.float32)
+        p = np.asarray(1 - probabilities[0] if whole else probabilities[row], np.float32)
         keep = valid & (p >= 0.001)
         p, right = p[keep], reference[keep] == index
         place = np.minimum((p * BINS).astype(np.intp), BINS - 1)

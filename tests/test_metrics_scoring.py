@@ -12,6 +12,8 @@ from scipy.ndimage import gaussian_filter
 
 from medseg.component import Component
 from medseg.errors import GeometryError, LabelError, UsageError
+from medseg.evaluation_pairs import Reading
+from medseg.evaluation_probabilities import calibration_counts
 from medseg.metrics import (
     METRICS,
     PROTOCOLS,
@@ -435,3 +437,16 @@ def test_scores_of_membranes_can_be_taken_of_the_written_mask():
     assert [(s.metric, s.value) for s in pooled] == [
         ("PooledV_rand (mask)", pytest.approx(2 / 3)), ("PooledV_rand", 1.0),
     ]  # fmt: skip
+
+
+def test_interior_and_border_are_one_structure_in_its_probability():
+    # a network with three classes for one label: the structure's probability is that of not being background
+    reference, interior = np.zeros((20, 20), np.uint8), np.zeros((20, 20), bool)
+    reference[4:16, 4:16], interior[6:14, 6:14] = 1, True
+    inside = np.where(reference, 0.98, 0.1)
+    shares = np.stack([1 - inside, np.where(interior, 0.9, 0.04), inside - np.where(interior, 0.9, 0.04)])
+    labels = {0: "background", 1: "cell"}
+    scores = score_case(reference, reference, labels=labels, metrics=["AUC"], probabilities=shares)
+    assert [score.value for score in scores] == [1.0]
+    counts = calibration_counts(shares, reference, Reading({1: "cell"}), None)[1]
+    assert counts[:, 9].tolist() == pytest.approx([144, 0.98 * 144, 144])

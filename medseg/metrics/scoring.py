@@ -91,7 +91,8 @@ def measure_case(
         unit: of spacing, "mm" or "px".
         fov: (*spatial), voxels where it is 0 are left out (field of view).
         ignore: value of the reference whose voxels are left out (void).
-        probabilities: (K, *spatial), channel k the probability of value k; (1, *spatial) or (*spatial) that of value 1.
+        probabilities: (K, *spatial), channel k the probability of value k; (1, *spatial) or (*spatial) that of value 1;
+            where 1 is the only label, all channels but the first together are (`InteriorBorderLabeld`).
             An array, or what has `shape` (K, *spatial) and reads from a file when it is indexed.
         regions: name -> values, when structures are unions of labels (`{"liver": (1, 2)}`); each label alone when None.
             Regions of which `labels` has no value are left out, and so are the scores that ask for them.
@@ -132,7 +133,7 @@ def measure_case(
         scored_voxels(reference, fov, ignore),
         structures,
         instances,
-        _channels(probabilities, prediction),
+        _channels(probabilities, prediction, labels),
         step,
         unit,
         patient or case,
@@ -274,7 +275,7 @@ def structures_of(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]
     return {name: values for name, values in known.items() if values}
 
 
-def _channels(probabilities: Any, prediction: np.ndarray) -> Any:
+def _channels(probabilities: Any, prediction: np.ndarray, labels: Mapping[int, str]) -> Any:
     if probabilities is None:
         return None
     in_file = hasattr(probabilities, "shape") and not hasattr(probabilities, "__array__")
@@ -288,4 +289,9 @@ def _channels(probabilities: Any, prediction: np.ndarray) -> Any:
             expected=f"(K, *{prediction.shape})",
             found=array.shape,
         )
-    return np.stack([1 - array[0], array[0]]) if len(array) == 1 else array
+    if len(array) == 1:
+        return np.stack([1 - array[0], array[0]])
+    if len(array) > 2 and set(labels) <= {0, 1}:  # interior and border of one structure
+        background = np.asarray(array[0])
+        return np.stack([background, 1 - background])
+    return array
