@@ -51,7 +51,7 @@ def check_pipeline(
         found += [_place(fault, document, (*path, part.name)) for fault in faults]
         if not faults:
             sound[path] = (part, kind)
-    found += _without_side(document, sound)
+    found += [*_without_side(document, sound), *_without_objects(document)]
     spec = _spec(document, found, root)
     patch = pipeline.train.patch if pipeline else None
     # two numbers for a volume: a 2-D network on its slices
@@ -115,6 +115,22 @@ def _across_keys(document: Document, found: list[MedsegError]) -> Iterator[Medse
                 "`best` is none of the metrics", code="E114", field="best", file=str(document.place(("best",))),
                 expected=", ".join(measured), found=best,
             )  # fmt: skip
+
+
+def _without_objects(document: Document) -> Iterator[MedsegError]:
+    """Interior and border as they are: the mask would hold 1 and 2, the numbers of two objects."""
+    post = _steps(document.value, "postprocess")
+    if "InteriorBorderLabeld" in _steps(document.value, "preprocess") and "InstancesFromProbability" not in post:
+        yield ConfigError(
+            "interior and border of InteriorBorderLabeld would be written, and scored, as two objects", code="E118",
+            field="postprocess", file=str(document.place(("postprocess",))), found=", ".join(map(str, post)) or "none",
+            expected="InstancesFromProbability, which makes single objects of them",
+        )  # fmt: skip
+
+
+def _steps(value: Any, key: str) -> list[Any]:
+    given = value.get(key) if isinstance(value, dict) else None
+    return [next(iter(raw), "") if isinstance(raw, dict) else raw for raw in given] if isinstance(given, list) else []
 
 
 def _without_side(document: Document, sound: dict[Path_, tuple[Component, str]]) -> Iterator[MedsegError]:
@@ -189,9 +205,7 @@ def _check_loss(built: Any, part: Component, path: Path_, document: Document, sp
     """One voxel through the loss, whose weights of classes have to be as many as there are."""
     import torch
 
-    given = document.value.get("preprocess")
-    steps = [next(iter(raw), "") if isinstance(raw, dict) else raw for raw in given] if isinstance(given, list) else []
-    if any(map(makes_labels, steps)):
+    if any(map(makes_labels, _steps(document.value, "preprocess"))):
         return []  # other classes than the data set's
     try:
         built(torch.zeros(1, spec.out_channels, 1, 1), torch.zeros(1, 1, 1, 1, dtype=torch.long))

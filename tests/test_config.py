@@ -555,4 +555,12 @@ def test_a_loss_with_weights_of_other_classes_than_the_data_sets_is_refused(fold
     with pytest.raises(ConfigError, match="preprocess"):  # what cannot be read is told beside it
         load_pipeline("tiny", overrides=[weights, "preprocess=5"])
     # interior and border are two classes of one label
-    load_pipeline("tiny", overrides=[weights, "preprocess=[InteriorBorderLabeld]"])
+    border = [weights, "preprocess=[InteriorBorderLabeld]"]
+    load_pipeline("tiny", overrides=[*border, "postprocess=[InstancesFromProbability]"])
+
+
+def test_interior_and_border_without_what_brings_them_together_are_refused(folder):
+    """The mask would hold 1 and 2, which scores of objects take for the numbers of two objects."""
+    with pytest.raises(ConfigError, match="as two objects") as caught:
+        load_pipeline("tiny", overrides=["preprocess=[InteriorBorderLabeld]", "postprocess=[FillHoles]"])
+    assert (caught.value.code, caught.value.field, caught.value.found) == ("E118", "postprocess", "FillHoles")
