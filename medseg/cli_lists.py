@@ -114,8 +114,8 @@ def networks_list(as_json: JsonOption = False) -> None:
     "show",
     epilog=examples(
         "medseg networks show UNet",
-        "medseg networks show UNet --input 572 572",
-        "medseg networks show AttentionUNet --dims 3 --input 96 96 96 --set channels=[16,32,64,128,256]",
+        "medseg networks show UNet --input 572,572",
+        "medseg networks show AttentionUNet --dims 3 --input 96,96,96 --set channels=[16,32,64,128,256]",
     ),
 )
 def networks_show(

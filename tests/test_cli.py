@@ -40,6 +40,18 @@ def test_every_command_has_help_with_examples(capsys, command):
     assert f"medseg {' '.join(command)}" in out
 
 
+@pytest.mark.parametrize("names", every_command(), ids=" ".join)
+def test_examples_in_the_help_are_read_as_they_stand(names):
+    command = typer.main.get_command(app)
+    for name in names:
+        command = command.commands[name]
+    examples = [line.split() for line in command.epilog.splitlines() if line.startswith("  medseg ")]
+    assert examples
+    for words in examples:
+        assert tuple(words[1 : 1 + len(names)]) == names
+        command.make_context(None, words[1 + len(names) :])  # reads options and arguments, runs nothing
+
+
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"medseg {__version__}\n", "")
 
