@@ -19,7 +19,7 @@ _LISTS = ("preprocess", "augment", "postprocess", "metrics")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`["a.b=1", "c=[2, 3]"]` as nested plain values.
+    """`["a.b=1", "c=[2, 3]"]` as nested plain values; a single text is a setting too.
 
     Raises:
         ConfigError: a text without `=`, an empty key, a value that is no YAML; all of them.
@@ -84,7 +84,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
 
 def _split(settings: Sequence[str]) -> list[tuple[list[str], Any, str]]:
     result, problems = [], []
-    for text in settings:
+    for text in [settings] if isinstance(settings, str) else settings:
         key, equals, raw = text.partition("=")
         keys = [part.strip() for part in key.split(".")]
         if not equals or not all(keys):

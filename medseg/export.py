@@ -2,7 +2,7 @@
 
     package   model.safetensors and model.json (the whole pipeline, the data set's facts, SHA-256)
     onnx      model.onnx, the same model.json, and run_onnx.py, which needs numpy, scipy, nibabel and onnxruntime only
-    bundle    a MONAI Bundle (medseg.export_bundle)
+    bundle    a MONAI Bundle (medseg.export_monai)
 
 `medseg predict` takes each of them in place of a run. Every export has a model card.
 """
@@ -23,8 +23,8 @@ from medseg import __version__
 from medseg.checkpoint import Model, load_model
 from medseg.checkpoint_model import hash_weights
 from medseg.errors import CheckpointError, ResourceError, UsageError
-from medseg.export_bundle import write_bundle
 from medseg.export_card import model_card
+from medseg.export_monai import write_bundle
 from medseg.files import atomic_path, sha256_file, write_json, write_text
 from medseg.inference.large import LABEL_ONLY
 from medseg.package import FORMAT, MODEL_FILE

@@ -66,7 +66,7 @@ def train(
             extended (`train.epochs=200`), and patience, workers and the like changed.
         init: start from the weights of this run or checkpoint (fine-tuning); what fits is loaded, and told.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        overrides: texts like `train.epochs=5`.
+        overrides: texts like `train.epochs=5`; one alone too.
         cache: folder of the preprocessed store.
         progress: show lines, and on a terminal a bar, on standard error.
         profile: write profile.txt, which says where the time went.

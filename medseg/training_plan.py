@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,14 @@ def plan_new(
     folds = chosen.train.folds
     if fold is None:
         _check_blind(chosen)
-    elif fold < 0 or (folds != "auto" and fold >= folds):
-        raise UsageError("no such fold", field="fold", expected=f"0 to {folds} - 1", found=fold)
+    elif not isinstance(fold, Integral) or fold < 0 or (folds != "auto" and fold >= folds):
+        expected = "0, 1, ..., or None" if folds == "auto" else f"0 to {folds - 1}, or None"
+        raise UsageError("no such fold", field="fold", expected=expected, found=fold)
     name = chosen.name or chosen.dataset
     with group.first():  # found before hours of preparation, not after
         if group.writes:
             probe_writable(Path(output))
-    return Plan(chosen, spec, root, Path(output), name, fold)
+    return Plan(chosen, spec, root, Path(output), name, None if fold is None else int(fold))
 
 
 def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Sequence[str], group: Group) -> Plan:

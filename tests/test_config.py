@@ -372,6 +372,10 @@ def test_two_budgets_on_the_command_line_are_refused(folder):
     assert (problem.field, problem.found) == ("--set", "train.epochs, train.minutes")
 
 
+def test_one_setting_needs_no_list():
+    assert parse_settings("train.epochs=5") == {"train": {"epochs": 5}}
+
+
 def test_settings_for_a_single_component():
     assert parse_settings(["channels=[16, 32]", "a.b=1e-3"]) == {"channels": [16, 32], "a": {"b": 0.001}}
 

@@ -821,8 +821,9 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
 
 
 def test_wrong_arguments_are_refused_before_data_are_opened(place, tmp_path):
-    with pytest.raises(UsageError, match="no such fold"):
-        run(place, tiny_pipeline(), fold=7)
+    for fold in (7, -1, "0", "all", 1.5):
+        with pytest.raises(UsageError, match="no such fold"):
+            run(place, tiny_pipeline(), fold=fold)
     with pytest.raises(UsageError, match="unknown device"):
         train(tiny_pipeline(), data=place / "data", device="tpu", output=tmp_path, progress=False)
     with pytest.raises(ConfigError, match="cannot take this patch"):
