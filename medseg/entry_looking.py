@@ -17,11 +17,11 @@ from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
 from medseg.volumes_labels import WHITE
 
-__all__ = ["ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels"]
+__all__ = ["OBJECTS", "ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels"]
 
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
-_OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
+OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -168,7 +168,7 @@ def look_at_labels(
     facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0), listed)
     if (
         not named
-        and len(facts.labels) > _OBJECTS
+        and len(facts.labels) > OBJECTS
         and facts.encoding is None
         and facts.ignore is None
         and len(numbers) > 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import LabelError, MedsegError, UsageError
+from medseg.entry_looking import OBJECTS
 from medseg.evaluation_pairs import Reading
 from medseg.evaluation_plan import Plan
 from medseg.evaluation_pool import map_cases
@@ -58,8 +59,10 @@ def settle_labels(plan: Plan, *, workers: int, progress: bool) -> tuple[Reading,
     if not names and not values:
         fix = "name them: --labels 1=liver"
         raise UsageError("all references are empty, so there are no labels to score", field="labels", fix=fix)
-    if len(names) > 1 or (not names and len(values) > 1):
-        return reading if names else _as_stored(reading, values), notes
+    if not names and len(values) > 1:
+        return _as_stored(reading, values), _may_be_objects(stored, values)
+    if len(names) > 1:
+        return reading, notes
     label = next(iter(names), 1)
     if reading.encoding is None and values != {label} and values:
         if not _is_mask(stored, label, {label, *values}, reading.ignore):
@@ -104,6 +107,17 @@ def _is_mask(found: list[Any], label: int, known: set[int], ignore: int | None =
     single = all(one != _COLOURED and len(set(one) - {ignore}) <= 1 for one in found)
     white = label in WHITE and values <= WHITE
     return single and (white or (len(values) <= 1 and values <= known))
+
+
+def _may_be_objects(found: list[Any], values: set[int]) -> list[str]:
+    """A note where values, many and not as many in each file, look like numbers of single objects (as `data add`)."""
+    counts = {len(set(one) & values) for one in found}
+    if len(values) < OBJECTS or len(counts) == 1:
+        return []
+    return [
+        f"The references hold {min(counts)} to {max(counts)} values each, which were scored as classes. If they are the "
+        "numbers of single objects, ask for scores of objects: --metric AP50,PQ,AJI."
+    ]
 
 
 def _as_stored(reading: Reading, values: set[int]) -> Reading:

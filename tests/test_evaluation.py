@@ -369,6 +369,25 @@ def test_labels_that_are_numbered_differently_are_told(tmp_path):
         assert not any("numbered differently" in note for note in sound.summary["notes"])
 
 
+def test_numbers_of_objects_that_are_scored_as_classes_are_told(tmp_path):
+    for case, count in (("a", 4), ("b", 6)):
+        cells = np.zeros((8, 32), np.uint8)
+        for number in range(count):
+            cells[2:6, 5 * number : 5 * number + 4] = number + 1
+        other = np.where(cells == 0, 0, count + 1 - cells.astype(int)).astype(np.uint8)  # found all, numbered from behind
+        for name, array in (("labels", cells), ("masks", other)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / name / f"{case}.png")
+    (note,) = evaluate(tmp_path / "masks", tmp_path / "labels").summary["notes"]
+    assert "4 to 6 values" in note
+    assert "--metric AP50,PQ,AJI" in note
+    asked = evaluate(tmp_path / "masks", tmp_path / "labels", metrics="AP50,PQ,AJI", output=tmp_path / "objects")
+    assert [row.value for row in asked.rows] == [1.0] * 6
+    assert not asked.summary["notes"]
+    named = {value: f"class {value}" for value in range(1, 7)}
+    assert not evaluate(tmp_path / "masks", tmp_path / "labels", labels=named).summary["notes"]
+
+
 def test_objects_by_number(tmp_path):
     reference = np.zeros((20, 30), np.uint16)
     reference[2:8, 2:8], reference[2:8, 8:14], reference[12:18, 4:10] = 1, 2, 3  # two of them touch
