@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import LabelError, MedsegError, UsageError
 from medseg.entry_looking import OBJECTS
+from medseg.errors import LabelError, MedsegError, UsageError
 from medseg.evaluation_pairs import Reading
 from medseg.evaluation_plan import Plan
 from medseg.evaluation_pool import map_cases
@@ -115,8 +115,8 @@ def _may_be_objects(found: list[Any], values: set[int]) -> list[str]:
     if len(values) < OBJECTS or len(counts) == 1:
         return []
     return [
-        f"The references hold {min(counts)} to {max(counts)} values each, which were scored as classes. If they are the "
-        "numbers of single objects, ask for scores of objects: --metric AP50,PQ,AJI."
+        f"The references hold {min(counts)} to {max(counts)} values each, which were scored as classes. If they are "
+        "the numbers of single objects, ask for scores of objects: --metric AP50,PQ,AJI."
     ]
 
 

@@ -374,7 +374,7 @@ def test_numbers_of_objects_that_are_scored_as_classes_are_told(tmp_path):
         cells = np.zeros((8, 32), np.uint8)
         for number in range(count):
             cells[2:6, 5 * number : 5 * number + 4] = number + 1
-        other = np.where(cells == 0, 0, count + 1 - cells.astype(int)).astype(np.uint8)  # found all, numbered from behind
+        other = np.where(cells == 0, 0, count + 1 - cells.astype(int)).astype(np.uint8)  # from behind
         for name, array in (("labels", cells), ("masks", other)):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / name / f"{case}.png")

@@ -159,7 +159,8 @@ def test_public_names_are_real_and_documented():
         value = getattr(medseg, name)
         assert value is not None
         if name != "__version__":
-            assert callable(value) and value.__doc__, f"medseg.{name} has no docstring"
+            assert callable(value)
+            assert value.__doc__, f"medseg.{name} has no docstring"
             assert not (PACKAGE / f"{name}.py").exists(), f"a module hides medseg.{name} when it is imported"
     with pytest.raises(AttributeError):
         _ = medseg.no_such_name
