@@ -20,7 +20,7 @@ from medseg.volumes_image import Raw
 from medseg.volumes_inputs import case_id, find_format, hidden_id, list_inputs, natural_key, same_file
 from medseg.volumes_labels import check_values, interpret
 from medseg.volumes_raw import read_raw, read_raw_header, read_raw_window
-from medseg.volumes_seg import write_segmentation
+from medseg.volumes_seg import check_segmentable, write_segmentation
 from medseg.volumes_write import check_suffix, open_label_writer, write_label, write_overlay
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "axis_codes",
     "case_id",
     "check_pair",
+    "check_segmentable",
     "check_suffix",
     "find_format",
     "hidden_id",

@@ -90,6 +90,11 @@ def read_series_header(path: Path, *, series: str | int | None = None) -> tuple[
     return geometry, 1, np.dtype(f"{'i' if slices[0].signed else 'u'}{max(slices[0].bits // 8, 1)}")
 
 
+def series_files(path: Path, *, series: str | int | None = None) -> list[Path]:
+    """The files of the chosen series, in the order of their names."""
+    return [part.path for part in _choose(scan_series(path), series, path, None).slices]
+
+
 def series_id(path: Path) -> str:
     """`dicom-` and twelve digits of a keyed hash of the series' UID: of the first image by name when there are several.
 

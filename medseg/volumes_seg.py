@@ -7,19 +7,44 @@ segmentation carries that of its images. Needs the extra `dicom`. Source: DICOM 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medseg.errors import DataError, MedsegError, ResourceError, UsageError
 from medseg.files import atomic_path
+from medseg.volumes_dicom import series_files
 from medseg.volumes_geometry import Volume
 
-__all__ = ["write_segmentation"]
+__all__ = ["check_segmentable", "write_segmentation"]
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+
+
+def check_segmentable(path: str | Path, *, series: str | int | None = None) -> None:
+    """Refuse a series that no DICOM SEG can refer to, before any work is done for it.
+
+    Args:
+        path: folder of a DICOM series, or file.
+        series: which one, where there are several.
+
+    Raises:
+        ResourceError: E506, highdicom is not installed.
+        DataError: E340, the series lacks attributes (UIDs) that a reference needs; as `read_image`.
+    """
+    if importlib.util.find_spec("highdicom") is None:
+        raise _not_installed()
+    import pydicom
+
+    path = Path(path)
+    found = series_files(path, series=series)
+    _check_attributes(
+        path, [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_NEEDED)) for file in found]
+    )
 
 
 def write_segmentation(
@@ -52,8 +77,7 @@ def write_segmentation(
         from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
         from pydicom.sr.codedict import codes
     except ImportError:
-        message, fix = "DICOM SEG needs the package highdicom", 'pip install "medseg[dicom]"'
-        raise ResourceError(message, code="E506", fix=fix) from None
+        raise _not_installed() from None
     path = Path(path)
     names = {int(index): name for index, name in labels.items() if int(index) != 0}
     present = sorted(int(v) for v in np.unique(array) if v)
@@ -67,10 +91,7 @@ def write_segmentation(
 
     folder = like.path if like.path.is_dir() else like.path.parent
     sources = [pydicom.dcmread(folder / name) for name in like.header["files"]]
-    missing = sorted({tag for tag in _NEEDED for source in sources if not source.get(tag)})
-    if missing:
-        message, fix = "the series lacks attributes that a DICOM SEG refers to", "write the label as NIfTI"
-        raise DataError(message, code="E340", file=like.path, found=", ".join(missing), fix=fix)
+    _check_attributes(like.path, sources)
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=model[:64], version=version[:64], family=codes.DCM.ArtificialIntelligence
     )
@@ -117,3 +138,15 @@ def write_segmentation(
         raise DataError(message, code="E340", file=like.path, found=type(error).__name__, fix=fix) from error
     with atomic_path(path, suffix=".dcm") as temporary:
         segmentation.save_as(temporary)
+
+
+def _not_installed() -> ResourceError:
+    message, fix = "DICOM SEG needs the package highdicom", 'pip install "medseg[dicom]"'
+    return ResourceError(message, code="E506", fix=fix)
+
+
+def _check_attributes(path: Path, sources: Sequence[Any]) -> None:
+    missing = sorted({tag for tag in _NEEDED for source in sources if not source.get(tag)})
+    if missing:
+        message, fix = "the series lacks attributes that a DICOM SEG refers to", "write the label as NIfTI"
+        raise DataError(message, code="E340", file=path, found=", ".join(missing), fix=fix)

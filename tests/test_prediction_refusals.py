@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -337,3 +338,18 @@ def test_a_format_that_cannot_hold_the_mask_is_refused_before_the_network_runs(t
         model = make_model(2, 3, colour="rgb") if name == "bad.png" else make_model()
         result = predict(model, tmp_path / name, tmp_path / format, format=format, progress=False)
         assert "cannot be written so" in (result.cases[0].message or ""), result.text()
+
+
+def test_a_series_that_no_segmentation_can_refer_to_is_refused_before_the_network_runs(tmp_path, monkeypatch):
+    pytest.importorskip("highdicom")
+    good = corpus.series(tmp_path / "good", ARRAY)
+    bare = corpus.series(tmp_path / "bare", ARRAY, edit=change({2}, FrameOfReferenceUID=None))
+    result = predict(make_model(), good, tmp_path / "out", format="dicom-seg", progress=False)
+    assert result.exit_code == 0 or "only background" in (result.cases[0].message or ""), result.text()
+    monkeypatch.setattr(stages, "predict_case", lambda *_, **__: pytest.fail("the network ran"))
+    result = predict(make_model(), bare, tmp_path / "out", format="dicom-seg", progress=False)
+    assert (result.cases[0].error or {})["code"] == "E340"
+    assert "FrameOfReferenceUID" in result.text()
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    result = predict(make_model(), good, tmp_path / "more", format="dicom-seg", progress=False)
+    assert (result.cases[0].error or {})["code"] == "E506"

@@ -111,6 +111,8 @@ class Work:
             message, fix = "the file changed while it was read", "predict it again once it is written completely"
             raise DataError(message, code="E302", case=job.case, file=job.source, fix=fix)
         volumes.check_suffix(job.output, sample["native"].kind, volumes.find_format(job.source))
+        if job.output.suffix == ".dcm":
+            volumes.check_segmentable(job.source, series=self.series)
         sample["state"] = before
         if large is not None:
             return sample
