@@ -39,8 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Medical image segmentation with U-Nets: train, predict, evaluate, compare, report.",
-    epilog="Exit codes: 0 done, 1 bug, 2 usage or config, 3 data refused, 4 some cases failed, 5 environment, "
-    "130 interrupted, 143 terminated.",
 )
 app.add_typer(data_app, name="data")
 app.add_typer(pipelines_app, name="pipelines")
@@ -63,7 +61,11 @@ def _version(shown: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=examples("medseg train liver --data DATA", "medseg predict runs/liver scans/*.nii.gz -o masks"))
+@app.callback(
+    epilog=examples("medseg train liver --data DATA", "medseg predict runs/liver scans/*.nii.gz -o masks")
+    + "\n\nExit codes: 0 done, 1 bug, 2 usage or config, 3 data refused, 4 some cases failed, 5 environment, "
+    "130 interrupted, 143 terminated."
+)
 def _options(
     debug: DebugOption = False,
     version: Annotated[
@@ -149,7 +151,7 @@ def predict(
     epilog=examples(
         "medseg evaluate masks labels -o scores",
         "medseg evaluate runs/liver/2026-11-21_101500",
-        "medseg evaluate masks liver --data DATA --part test --format latex",
+        "medseg evaluate masks drive --data DATA --part test --format latex",
     )
 )
 def evaluate(

@@ -52,6 +52,10 @@ def test_examples_in_the_help_are_read_as_they_stand(names):
         command.make_context(None, words[1 + len(names) :])  # reads options and arguments, runs nothing
 
 
+def test_the_help_of_all_tells_the_exit_codes(capsys):
+    assert "Exit codes: 0 done, 1 bug, 2 usage" in run(capsys, "--help")[1]
+
+
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"medseg {__version__}\n", "")
 
