@@ -14,8 +14,8 @@ __all__ = ["FREE", "check_run", "choices_of"]
 
 # of `train`, what may be changed while a run goes on: pipeline.yaml then tells the new value before a checkpoint does
 FREE = frozenset(
-    {"epochs", "iterations", "minutes", "patience", "workers", "validate_every", "validation_cases", "keep_every",
-     "save_minutes", "keep_on_device"}
+    {"epochs", "iterations", "minutes", "patience", "workers", "validate_every", "keep_every", "save_minutes",
+     "keep_on_device"}
 )  # fmt: skip
 _NAMES = ("name", "title")  # of the file, not of the experiment
 

@@ -262,6 +262,32 @@ def test_resume_skips_what_is_complete_and_only_that(tmp_path):
     assert {c.status for c in predict(model, [source], out, resume=True, progress=False).cases} == {"done"}
 
 
+def test_the_mask_of_another_model_that_was_stopped_does_not_count_as_complete(tmp_path, monkeypatch):
+    class Moved(Bright):
+        def forward(self, images):
+            return super().forward(images.roll(1, 2))
+
+    spot = np.zeros((12, 12, 12), np.int16)
+    spot[6, 6, 6] = 200
+    nibabel.save(nibabel.Nifti1Image(spot, np.eye(4)), tmp_path / "a.nii.gz")
+    out, model, other = tmp_path / "out", make_model(), make_model(networks=(Moved(3).eval(),))
+    predict(model, tmp_path / "a.nii.gz", out, progress=False)
+    before = (out / "a.nii.gz").read_bytes()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medseg.inference.stages.record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict(other, tmp_path / "a.nii.gz", out, progress=False)
+    monkeypatch.undo()
+    written = (out / "a.nii.gz").read_bytes()
+    assert written != before
+    assert len(written) == len(before)  # sizes do not tell
+    assert predict(model, tmp_path / "a.nii.gz", out, resume=True, progress=False).cases[0].status == "done"
+    assert (out / "a.nii.gz").read_bytes() == before
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})

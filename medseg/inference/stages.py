@@ -157,7 +157,10 @@ class Work:
                 probability_sink=probability_sink,
                 out=stack.enter_context(_mapped(job.output.parent, native.shape)) if voxels > _MAPPED else None,
             )
-            # before the new mask appears: beside it, what an earlier run wrote of this case would pass for its own
+            notes = (*sample.get("notes", ()), *replaced(job, sample["state"]))
+            # before the new mask appears: beside it, what an earlier run wrote of this case would pass for its own,
+            # and its record for that of the new mask, were this process killed before it writes another
+            job.record.unlink(missing_ok=True)
             if not self.probabilities:
                 _remove(job.probabilities)
             if sample.get("picture") is None:
@@ -167,7 +170,7 @@ class Work:
             "like": like,
             "written": streams,
             "picture": sample.get("picture"),
-            "notes": tuple(sample.get("notes", ())),
+            "notes": notes,
             "state": sample["state"],
             "stride": sample.get("stride", 1),
         }
@@ -187,9 +190,8 @@ class Work:
             step = result["stride"]  # of large pictures a smaller one is shown
             volumes.write_overlay(job.overlay, result["picture"], _sampled(result["label"], step))
             outputs.append(job.overlay)
-        notes = (*result["notes"], *replaced(job, result["state"]))
         record(job, self.identity, self.options, outputs, result["state"])
-        return {"notes": notes}
+        return {"notes": result["notes"]}
 
 
 def _remove(path: Path) -> None:
