@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from medseg.data import Case
 from medseg.errors import MedsegError, ResourceError
-from medseg.processes import without_script
+from medseg.processes import process_pool, without_script
 
 __all__ = ["choose_workers", "run_jobs"]
 
@@ -35,8 +34,7 @@ def run_jobs(
             yield case, _attempt(job, case)
         return
     # fork is quick and shares what is imported; where threads make it unsafe (macOS) a fresh process is started
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start) as pool:
+    with process_pool(count, "fork" if sys.platform == "linux" else "spawn", _start) as pool:
         with without_script():
             waiting = {pool.submit(_attempt, job, case): case for case in cases}
         try:

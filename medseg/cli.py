@@ -21,6 +21,7 @@ from medseg.cli_common import (
     call,
     examples,
     exit_codes,
+    kept,
     newest,
     note,
     say,
@@ -122,23 +123,24 @@ def predict(
     from medseg import prediction
 
     run, *images = model
-    result = prediction.predict(
-        [run, *ensemble] if ensemble else run,
-        images,
-        output,
-        device=device,
-        plan=plan,
-        certify=certify,
-        resume=resume,
-        save_probabilities=save_probabilities,
-        format=format,
-        precision=precision,
-        max_ram=max_ram,
-        max_vram=max_vram,
-        shard=shard,
-        series=series,
-        progress=not as_json,
-    )
+    with kept(f"masks that are complete stay in {output}; the same command with --resume does the others"):
+        result = prediction.predict(
+            [run, *ensemble] if ensemble else run,
+            images,
+            output,
+            device=device,
+            plan=plan,
+            certify=certify,
+            resume=resume,
+            save_probabilities=save_probabilities,
+            format=format,
+            precision=precision,
+            max_ram=max_ram,
+            max_vram=max_vram,
+            shard=shard,
+            series=series,
+            progress=not as_json,
+        )
     if as_json:
         show_json(result.as_dict())
     else:
@@ -186,25 +188,13 @@ def evaluate(
     state["json"] = as_json
     from medseg import evaluation, report
 
-    result = evaluation.evaluate(
-        predictions,
-        reference,
-        output=output,
-        data=data,
-        images=images,
-        run=newest(run) if run else None,
-        part=part,
-        protocol=protocol,
-        metrics=metric or None,
-        labels=labels,
-        ignore=ignore,
-        resample=resample,
-        observer=observer,
-        workers=workers,
-        formats=tuple(format or ()),
-        progress=not as_json,
-    )
-    page = report.write_report(result.folder)
+    with kept("scores are written when all cases are scored: run the same command again"):
+        result = evaluation.evaluate(
+            predictions, reference, output=output, data=data, images=images, run=newest(run) if run else None,
+            part=part, protocol=protocol, metrics=metric or None, labels=labels, ignore=ignore, resample=resample,
+            observer=observer, workers=workers, formats=tuple(format or ()), progress=not as_json,
+        )  # fmt: skip
+        page = report.write_report(result.folder)
     if as_json:
         show_json({**result.as_dict(), "report": page})
     else:

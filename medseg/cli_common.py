@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,9 +115,30 @@ def report_error(error: MedsegError) -> None:
     print(f"medseg: {error}", file=sys.stderr)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM came. It ends a command as Ctrl-C does, so that nothing half-written stays; training saves instead."""
+
+
+def _terminate(number: int, _frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one leaves at once
+    raise _Terminated(128 + number)
+
+
+@contextmanager
+def kept(text: str) -> Iterator[None]:
+    """Say what stays and how to go on when Ctrl-C or SIGTERM ends the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, _Terminated):
+        note(text)
+        raise
+
+
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn what escapes from a command into medseg's exit codes (0 done ... 143 terminated)."""
+    main = threading.current_thread() is threading.main_thread()  # Python sets handlers nowhere else
+    before = signal.signal(signal.SIGTERM, _terminate) if main else None
     try:
         yield
     except MedsegError as error:
@@ -126,6 +149,9 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         note("medseg: interrupted")
         sys.exit(130)
+    except _Terminated:
+        note("medseg: terminated")
+        raise
     except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing is wrong
         sys.stderr.close()
         sys.exit(0)
@@ -140,6 +166,9 @@ def exit_codes() -> Iterator[None]:
         fix = "run again with --debug before the command's name and report what it prints"
         report_error(MedsegError(f"this is a bug in medseg: {type(error).__name__}: {error}", fix=fix))
         sys.exit(MedsegError.exit_code)
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def newest(run: Path) -> Path:

@@ -15,6 +15,7 @@ from medseg.cli_common import (
     JsonOption,
     PipelinesOption,
     SetOption,
+    kept,
     note,
     say,
     show_json,
@@ -210,9 +211,10 @@ def _score_and_report(run: Path, title: str) -> Path:
     from medseg import evaluation
     from medseg import report as program
 
-    if _held_out(run):
-        show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run), title=title)
-    return program.write_report(run)
+    with kept(f"the run is finished; its scores and report: {shlex.join(['medseg', 'evaluate', str(run)])}"):
+        if _held_out(run):
+            show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run), title=title)
+        return program.write_report(run)
 
 
 def _held_out(run: Path) -> list[str]:

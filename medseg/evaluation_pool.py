@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
 from medseg.errors import MedsegError, ResourceError, UsageError, collect
-from medseg.processes import without_script
+from medseg.processes import process_pool, without_script
 
 __all__ = ["count_workers", "map_cases"]
 
@@ -59,17 +58,13 @@ def map_cases(
                 take(number, partial(work, item))
                 tick()
         else:
-            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+            with process_pool(workers, "spawn", _one_thread) as pool:
                 with without_script():
                     waiting = {pool.submit(work, item): number for number, item in enumerate(items)}
-                try:
-                    while waiting:
-                        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                            take(waiting.pop(future), future.result)
-                            tick()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                while waiting:
+                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                        take(waiting.pop(future), future.result)
+                        tick()
     if problems:
         raise collect(problems)
     return results

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import typer
@@ -218,3 +220,32 @@ def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path, monkeypatch,
     assert ended.value.code == 2
     assert f"file: {tmp_path}/none" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("predict", "run", "a.nii.gz", "-o", "masks"), "masks that are complete stay in masks; the same command with"),
+        (("evaluate", "masks", "labels"), "run the same command again"),
+    ],
+    ids=["predict", "evaluate"],
+)
+def test_a_signal_ends_a_command_with_what_is_kept(capsys, monkeypatch, arguments, told, number, word):
+    ended = []
+
+    def work(*_, **__):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            ended.append("in order")
+
+    monkeypatch.setattr("medseg.prediction.predict", work)
+    monkeypatch.setattr("medseg.evaluation.evaluate", work)
+    before = signal.getsignal(signal.SIGTERM)
+    code, out, said = run(capsys, *arguments)
+    assert (code, out, ended) == (128 + number, "", ["in order"])
+    assert said.splitlines()[-1] == f"medseg: {word}"
+    assert told in said
+    assert signal.getsignal(signal.SIGTERM) == before
