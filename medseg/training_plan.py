@@ -173,7 +173,7 @@ def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Seque
             code="E108",
             file=run.path,
             found=f"ended by {finished}",
-            fix="extend it, for example with --set train.epochs=...",
+            fix=f"extend it, for example with --set train.epochs=...; its scores: medseg evaluate {run.path}",
         )
     root = data_root(data, known=run.data)
     notices.append(f"continuing after iteration {state['progress']['iteration']}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
@@ -17,6 +19,7 @@ from medseg.metrics import (
     probability_counts,
     v_info,
     v_rand,
+    vessels,
 )
 
 RNG = np.random.default_rng(0)
@@ -36,6 +39,25 @@ def test_auc_is_the_mann_whitney_statistic():
 def test_pooled_auc_is_that_of_all_pixels_together():
     halves = [probability_counts(PROBABILITY[part], REFERENCE[part]) for part in (slice(0, 13), slice(13, None))]
     assert (halves[0] + halves[1]).auc == pytest.approx(auc(PROBABILITY, REFERENCE), abs=1e-12)
+
+
+def test_auc_counts_part_by_part_and_holds_no_more_than_a_part(monkeypatch):
+    random = np.random.default_rng(0)
+    probability = random.random((256, 64, 64)).round(2).astype(np.float16)
+    reference = random.random(probability.shape) < probability
+    mask = random.random(probability.shape) < 0.5
+    whole = probability_counts(probability, reference, mask)  # one part
+    inside, outside = (probability[mask & (reference == kind)].astype(float) for kind in (1, 0))
+    expected = mannwhitneyu(inside, outside).statistic / (len(inside) * len(outside))
+    assert whole.auc == pytest.approx(expected, abs=1e-12)
+    monkeypatch.setattr(vessels, "_PART", 1 << 15)
+    tracemalloc.start()
+    parts = probability_counts(probability, reference, mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    for name in ("values", "inside", "outside"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert peak < 10 * probability.size  # bytes; at once it takes some 30 for each pixel
 
 
 def test_auc_without_one_kind_of_pixel_is_finite():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from medseg.errors import UsageError
 from medseg.metrics.overlap import check_same_shape
 
 __all__ = ["ProbabilityCounts", "auc", "best_threshold", "cldice", "probability_counts"]
+
+_PART = 1 << 22  # pixels that are sorted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +30,7 @@ class ProbabilityCounts:
     outside: np.ndarray
 
     def __add__(self, other: ProbabilityCounts) -> ProbabilityCounts:
-        values, where = np.unique(np.r_[self.values, other.values], return_inverse=True)
-        inside, outside = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64)
-        np.add.at(inside, where, np.r_[self.inside, other.inside])
-        np.add.at(outside, where, np.r_[self.outside, other.outside])
-        return ProbabilityCounts(values, inside, outside)
+        return _pooled([self, other])
 
     @property
     def auc(self) -> float:
@@ -76,17 +74,32 @@ def probability_counts(
         GeometryError: shapes differ.
         UsageError: NaN among the probabilities.
     """
-    probability, reference = np.asarray(probability), np.asarray(reference) != 0
+    probability, reference = np.asarray(probability), np.asarray(reference)
     check_same_shape(probability, reference, mask)
-    if mask is not None:
-        kept = np.asarray(mask) != 0
-        probability, reference = probability[kept], reference[kept]
-    if np.isnan(probability).any():
-        raise UsageError("probabilities hold NaN", field="probabilities")
-    values, where = np.unique(probability.ravel(), return_inverse=True)
-    inside = np.bincount(where.ravel(), weights=reference.ravel(), minlength=len(values)).astype(np.int64)
-    total = np.bincount(where.ravel(), minlength=len(values))
-    return ProbabilityCounts(values.astype(np.float64), inside, total - inside)
+    # part by part: sorting takes some 30 bytes for each pixel, and stored (half precision) probabilities are few
+    rows = max(1, _PART * len(probability) // max(1, probability.size))
+    parts = []
+    for first in range(0, max(1, len(probability)), rows):
+        part = slice(first, first + rows)
+        given, inside = probability[part], reference[part] != 0
+        if mask is not None:
+            kept = np.asarray(mask[part]) != 0
+            given, inside = given[kept], inside[kept]
+        if np.isnan(given).any():
+            raise UsageError("probabilities hold NaN", field="probabilities")
+        values, where = np.unique(given.ravel(), return_inverse=True)
+        hits = np.bincount(where.ravel(), weights=inside.ravel(), minlength=len(values)).astype(np.int64)
+        total = np.bincount(where.ravel(), minlength=len(values))
+        parts.append(ProbabilityCounts(values.astype(np.float64), hits, total - hits))
+    return parts[0] if len(parts) == 1 else _pooled(parts)
+
+
+def _pooled(parts: Sequence[ProbabilityCounts]) -> ProbabilityCounts:
+    values, where = np.unique(np.concatenate([part.values for part in parts]), return_inverse=True)
+    inside, outside = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64)
+    np.add.at(inside, where, np.concatenate([part.inside for part in parts]))
+    np.add.at(outside, where, np.concatenate([part.outside for part in parts]))
+    return ProbabilityCounts(values, inside, outside)
 
 
 def auc(probability: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None) -> float:
