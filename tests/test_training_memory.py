@@ -15,11 +15,12 @@ import torch
 from tiny import ENTRY, tiny_pipeline, write_cases
 from torch import nn
 
-from medseg import training_memory
+from medseg import engine_replicas, training_memory
 from medseg.cli import main
 from medseg.config import to_yaml
 from medseg.distributed import Group
 from medseg.engine_recompute import recompute_activations
+from medseg.engine_replicas import Replicas
 from medseg.hardware import Hardware
 from medseg.inference.memory import container_memory
 from medseg.networks import UNet
@@ -80,6 +81,28 @@ def test_a_step_is_estimated_by_what_autograd_really_keeps():
         before["encoder.0.0.weight"] if "encoder.0.0.weight" in before else next(iter(before.values())),
         next(iter(network.state_dict().values())),
     )
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_parts_side_by_side_need_gradients_of_their_own_and_the_outputs_put_together(monkeypatch, count):
+    tried, held = session(batch=8), []
+    each = Replicas._each
+
+    def watched(self, function, *arguments):
+        found = each(self, function, *arguments)
+        if function is engine_replicas._backward:
+            held.extend(value.grad.nbytes for other in self.networks[1:] for value in other.parameters())
+        return found
+
+    monkeypatch.setattr(Replicas, "_each", watched)
+    parts = Replicas(tried.step.bare, count, tried.hardware)
+    output = parts(torch.rand(8, 1, 64, 64))
+    output.square().mean().backward()
+    held += [output.nbytes, output.grad.nbytes]
+    parts.backward()
+    alone = training_memory._estimate(tried, (64, 64))
+    tried.step.parts = count
+    assert training_memory._estimate(tried, (64, 64)) - alone == sum(held)
 
 
 @pytest.mark.parametrize("saying", SAYINGS.values(), ids=SAYINGS)
