@@ -184,9 +184,9 @@ def write_corpus(folder: Path) -> list[Bad]:
         add(row, f"pixdim_{name}.nii", nifti(image(), pixdim=sizes, sform_code=0), "E322", "E324")
         add(row, f"pixdim_{name}_alone.nii", nifti(image(), pixdim=sizes, sform_code=0, qform_code=0), "E322", "E324")
     row = "sform NaN or singular; sheared affine; sform and qform that disagree"
-    add(row, "sform_nan.nii", nifti(image(), srow_x=(float("nan"), 0, 0, 0)), "E322", says='affine="qform"')
-    add(row, "sform_singular.nii", nifti(image(), srow_y=(-0.8, 0, 0, 0)), "E322", "E323", says='affine="qform"')
-    add(row, "sform_zero.nii", nifti(image(), srow_z=(0, 0, 0, 0)), "E322", "E324", says='affine="qform"')
+    add(row, "sform_nan.nii", nifti(image(), srow_x=(float("nan"), 0, 0, 0)), "E322", says='affine "qform"')
+    add(row, "sform_singular.nii", nifti(image(), srow_y=(-0.8, 0, 0, 0)), "E322", "E323", says='affine "qform"')
+    add(row, "sform_zero.nii", nifti(image(), srow_z=(0, 0, 0, 0)), "E322", "E324", says='affine "qform"')
     add(row, "sheared.nii", nifti(image(), sheared, qform_code=0), "E323", says="sheared")
     add(row, "disagree.nii", nifti(image(), srow_x=(0.8, 0, 0, 0)), "E321", says="sform")
     row = "4-D NIfTI: channels undeclared; time"

@@ -244,7 +244,12 @@ def test_a_signal_ends_a_command_with_what_is_kept(capsys, monkeypatch, argument
     monkeypatch.setattr("medseg.prediction.predict", work)
     monkeypatch.setattr("medseg.evaluation.evaluate", work)
     before = signal.getsignal(signal.SIGTERM)
-    code, out, said = run(capsys, *arguments)
+    # what a shell starts in the background ignores Ctrl-C
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, said = run(capsys, *arguments)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert (code, out, ended) == (128 + number, "", ["in order"])
     assert said.splitlines()[-1] == f"medseg: {word}"
     assert told in said

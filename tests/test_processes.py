@@ -50,6 +50,7 @@ def test_a_script_without_a_guard_runs_once(tmp_path: Path, start: str) -> None:
 
 
 POOL = """
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -58,6 +59,7 @@ from medseg.cache_prepare import run_jobs
 from medseg.cli_common import exit_codes
 from medseg.evaluation_pool import map_cases
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 with exit_codes():
     import work
 
