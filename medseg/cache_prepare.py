@@ -49,9 +49,6 @@ def run_jobs(
                 case=names,
                 fix="free memory and run the same command again: finished cases are kept",
             ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def choose_workers(cases: Sequence[Case]) -> int:

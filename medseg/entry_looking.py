@@ -17,11 +17,11 @@ from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
 from medseg.volumes_labels import WHITE
 
-__all__ = ["OBJECTS", "ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels"]
+__all__ = ["ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels", "may_be_objects"]
 
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
-OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
+_OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -166,13 +166,8 @@ def look_at_labels(
         expected = f"at most {_CLASSES} colours"
         raise LabelError(kind, code="E334", file=most[1], expected=expected, found=found, fix=fix)
     facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0), listed)
-    if (
-        not named
-        and len(facts.labels) > OBJECTS
-        and facts.encoding is None
-        and facts.ignore is None
-        and len(numbers) > 1
-    ):
+    plain = not named and facts.encoding is None and facts.ignore is None
+    if plain and may_be_objects(len(facts.labels) - 1, numbers):
         facts.notes.append(
             f"{min(numbers)} to {max(numbers)} label values in an image: if they are not classes but the numbers of "
             "single objects, use --instances instead of --labels (in a table: the column instances)"
@@ -180,6 +175,15 @@ def look_at_labels(
     if len(chosen) < len(cases):
         facts.notes.append(f"label values are those of {len(chosen)} of {len(cases)} cases; `data check` reads all")
     return facts
+
+
+def may_be_objects(values: int, counts: Collection[int]) -> bool:
+    """Whether labels of so many `values` but 0, with `counts` of them in each file, may be numbers of single objects.
+
+    >>> may_be_objects(40, {12, 28, 40}), may_be_objects(40, {40}), may_be_objects(2, {1, 2})
+    (True, False, False)
+    """
+    return values >= _OBJECTS and len(set(counts)) > 1
 
 
 def are_numbered(masks: Sequence[Path], dims: int | None = None, *, affine: str = "auto") -> bool:

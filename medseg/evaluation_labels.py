@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medseg.entry_looking import OBJECTS
+from medseg.entry_looking import may_be_objects
 from medseg.errors import LabelError, MedsegError, UsageError
 from medseg.evaluation_pairs import Reading
 from medseg.evaluation_plan import Plan
@@ -110,9 +110,9 @@ def _is_mask(found: list[Any], label: int, known: set[int], ignore: int | None =
 
 
 def _may_be_objects(found: list[Any], values: set[int]) -> list[str]:
-    """A note where values, many and not as many in each file, look like numbers of single objects (as `data add`)."""
+    """A note where the values may be the numbers of single objects, by the rule of `data add`."""
     counts = {len(set(one) & values) for one in found}
-    if len(values) < OBJECTS or len(counts) == 1:
+    if not may_be_objects(len(values), counts):
         return []
     return [
         f"The references hold {min(counts)} to {max(counts)} values each, which were scored as classes. If they are "

@@ -9,6 +9,7 @@ import numpy as np
 
 from medseg.errors import FormatError, UsageError
 from medseg.evaluation_pairs import Pair, Reading
+from medseg.metrics.views import is_one_structure
 
 __all__ = ["StoredProbabilities", "calibration", "calibration_counts"]
 
@@ -83,7 +84,7 @@ def calibration_counts(
     if reading.ignore is not None:
         valid &= reference != reading.ignore
     counts = {}
-    whole = len(probabilities) > 2 and [*reading.labels] == [1]  # interior and border of one structure
+    whole = is_one_structure(len(probabilities), reading.labels)
     for index in reading.labels:
         row = index if len(probabilities) > index else 0 if len(probabilities) == 1 else None
         if row is None:

@@ -15,7 +15,7 @@ from medseg.metrics.catalogue import parse_metrics
 from medseg.metrics.metric import Score
 from medseg.metrics.overlap import check_same_shape, scored_voxels, whole_numbers
 from medseg.metrics.surface import check_spacing
-from medseg.metrics.views import CaseView
+from medseg.metrics.views import CaseView, is_one_structure
 
 __all__ = ["ALL_CASES", "ALL_LABELS", "CaseResult", "measure_case", "pool_scores", "score_case"]
 
@@ -291,7 +291,7 @@ def _channels(probabilities: Any, prediction: np.ndarray, labels: Mapping[int, s
         )
     if len(array) == 1:
         return np.stack([1 - array[0], array[0]])
-    if len(array) > 2 and set(labels) <= {0, 1}:  # interior and border of one structure
+    if is_one_structure(len(array), labels):
         background = np.asarray(array[0])
         return np.stack([background, 1 - background])
     return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from medseg.metrics.overlap import Confusion, confusion_of_masks
 from medseg.metrics.surface import SurfaceDistances, surface_distances
 from medseg.metrics.vessels import ProbabilityCounts, probability_counts
 
-__all__ = ["CaseView", "RegionView"]
+__all__ = ["CaseView", "RegionView", "is_one_structure"]
 
 
 class RegionView:
@@ -203,3 +203,12 @@ def _mask(image: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     for label in labels[1:]:
         mask |= image == label
     return mask
+
+
+def is_one_structure(channels: int, labels: Collection[int]) -> bool:
+    """Whether all channels of probabilities but the first make up label 1, as interior and border do.
+
+    >>> is_one_structure(3, {1: "cell"}), is_one_structure(3, {1: "a", 2: "b"}), is_one_structure(2, {1: "cell"})
+    (True, False, False)
+    """
+    return channels > 2 and set(labels) <= {0, 1}
