@@ -69,15 +69,24 @@ class Augmentation:
         return result
 
 
-def finish_targets(batch: Mapping[str, torch.Tensor], ignore: int | None) -> dict[str, torch.Tensor]:
-    """Give weight 0 to voxels that are `ignore` (their label becomes 0) or outside of the field of view.
+def finish_targets(
+    batch: Mapping[str, torch.Tensor], ignore: int | None, outside_fov: str = "unknown"
+) -> dict[str, torch.Tensor]:
+    """Give weight 0 to voxels of which nothing is known: `ignore` (its label becomes 0), outside of the field of view.
+
+    With `outside_fov="background"` only labels other than 0 out there have weight 0: an annotation that leaves the
+    field of view is neither right nor wrong.
 
     Returns:
         image float32, label int64, and weight float32 if any voxel may have a weight other than 1.
     """
     label = batch["label"].long()
     weight = batch.get("weight")
-    for void in ([label == ignore] if ignore is not None else []) + ([batch["fov"] == 0] if "fov" in batch else []):
+    voids = [] if ignore is None else [label == ignore]
+    if "fov" in batch:
+        outside = batch["fov"] == 0
+        voids.append(outside & (label != 0) if outside_fov == "background" else outside)
+    for void in voids:
         weight = torch.ones_like(label, dtype=torch.float32) if weight is None else weight
         weight = weight.masked_fill(void, 0.0)
     if ignore is not None:

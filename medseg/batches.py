@@ -67,6 +67,7 @@ class BatchMaker(Dataset):
         seed: the run's seed.
         augmentation: applied here, in the worker; None: left to the caller (on a GPU).
         ignore: label index that counts for nothing.
+        outside_fov: what lies outside of the field of view: "unknown" or "background", see `finish_targets`.
         rank, world: this process and the number of processes: sample n of an iteration belongs to process n % world.
     """
 
@@ -80,12 +81,14 @@ class BatchMaker(Dataset):
         seed: int,
         augmentation: Augmentation | None = None,
         ignore: int | None = None,
+        outside_fov: str = "unknown",
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.stored, self.reader = list(stored.values()), reader
         self.names, self.samples_per_epoch = list(stored), samples
-        self.batch, self.seed, self.augmentation, self.ignore = batch, seed, augmentation, ignore
+        self.batch, self.seed, self.augmentation = batch, seed, augmentation
+        self.ignore, self.outside_fov = ignore, outside_fov
         self.rank, self.world = rank, world
         self._planned: tuple[int, list[PlannedSample]] = (-1, [])
 
@@ -148,7 +151,7 @@ class BatchMaker(Dataset):
             tensors = batch.tensors
             if augmentation is not None:
                 tensors = augmentation(tensors, batch.seeds, batch.spacings)
-            return replace(batch, tensors=finish_targets(tensors, self.ignore))
+            return replace(batch, tensors=finish_targets(tensors, self.ignore, self.outside_fov))
         except MedsegError as error:
             error.case = error.case or ", ".join(batch.cases)
             raise

@@ -130,7 +130,9 @@ class DatasetSpec(Strict):
     {stored: index}, where a stored 0 stays 0 unless the mapping says otherwise. `colours` maps {index: [r, g, b]} for
     labels stored as colours. `instances: components` takes connected components (faces) of each label as instances
     where the files have no instance labels of their own; `instances: {neck: ..., min_size: ...}` does so after cutting
-    thin necks, without specks.
+    thin necks, without specks. Outside of the field of view nothing is scored; `outside_fov: background` says that
+    there is nothing to segment either (the black rim of a photograph), which networks then learn, while of `unknown`
+    voxels they learn nothing and mark there what they like.
     """
 
     name: str
@@ -141,6 +143,7 @@ class DatasetSpec(Strict):
     colour: Literal["grey", "luma", "rgb"] | None = None
     labels: dict[int, str]
     ignore: int | None = Field(default=None, ge=0, le=32767)
+    outside_fov: Literal["unknown", "background"] = "unknown"
     unit: Literal["mm", "px"]
     files: Annotated[tuple[Layout, ...], _ONE_OR_MORE] = Field(min_length=1)
     encoding: Literal["index", "nonzero"] | dict[int, int] = "index"

@@ -6,10 +6,30 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg.errors import DataError
-from medseg.volumes import read_image
+import numpy as np
 
-__all__ = ["look_at_bands"]
+from medseg.data_case import Case
+from medseg.errors import DataError, MedsegError
+from medseg.volumes import Geometry, find_format, read_geometry, read_image
+
+__all__ = ["look_at_bands", "read_header"]
+
+
+def read_header(case: Case, affine: str) -> tuple[Geometry, int, np.dtype]:
+    """`read_geometry` of a case's image; where its label is a picture, the pages of a TIFF are no slices but channels.
+
+    Raises:
+        DataError: E310, a TIFF of several pages beside a picture as label does not call them channels.
+    """
+    mask = case.label or next(iter(case.instances), None)
+    try:
+        dims = None if mask is None else len(read_geometry(mask)[0].shape)
+    except MedsegError:
+        dims = None  # told when labels are looked at
+    found = read_geometry(case.images[0], dims=dims, affine=affine)
+    if dims == 2 < len(found[0].shape) and find_format(case.images[0]) == "tiff":
+        read_image(case.images[0], dims=2, case=case.id)  # says why not
+    return found
 
 
 def look_at_bands(
@@ -39,7 +59,7 @@ def look_at_bands(
 def _are_channels(picture: Path, nan: str | float) -> bool:
     """Whether the bands are neither colours nor transparency, so that nothing but their number can be declared."""
     try:
-        read_image(picture, colour="luma", nan=nan)
+        read_image(picture, dims=2, colour="luma", nan=nan)
     except DataError as error:
         return error.code == "E310"
     return False
@@ -48,7 +68,7 @@ def _are_channels(picture: Path, nan: str | float) -> bool:
 def _colour(pictures: Sequence[Path], bands: Counter[int], notes: list[str], nan: str | float) -> str:
     try:
         for picture in pictures:
-            read_image(picture, colour="grey", nan=nan)
+            read_image(picture, dims=2, colour="grey", nan=nan)
     except DataError as error:
         if error.code != "E314":
             raise

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medseg.data_case import Case
-from medseg.entry_bands import look_at_bands
+from medseg.entry_bands import look_at_bands, read_header
 from medseg.errors import DataError, LabelError, MedsegError, collect, counted
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
@@ -62,7 +62,7 @@ def look_at_images(
     seen = []
     for case in cases:
         try:
-            geometry, bands, dtype = read_geometry(case.images[0], affine=affine)
+            geometry, bands, dtype = read_header(case, affine)
         except MedsegError as error:
             problems += error.problems
             continue
@@ -260,7 +260,9 @@ def _describe(seen: list, some: list[Case], facts: ImageFacts, *, nan: str | flo
     levels, told = [], Counter[str]()
     for case in some:
         channels = facts.channels if len(case.images) == 1 else 1
-        image = read_image(case.images[0], channels=channels, colour=facts.colour, nan=nan, affine=affine)
+        image = read_image(
+            case.images[0], dims=facts.dims, channels=channels, colour=facts.colour, nan=nan, affine=affine
+        )
         levels.append(np.percentile(image.array, (1, 99)))
         told.update(image.notes)
     notes += [f"{note} ({count} of {counted(len(some), 'image')} read whole)" for note, count in told.items()]

@@ -111,15 +111,16 @@ def _image(pair: Pair, reading: Reading, geometry: Geometry) -> tuple[np.ndarray
     if not pair.images:
         return None, ""
     try:
-        spec = reading.spec
+        spec, dims = reading.spec, len(geometry.shape)
         if spec is None:
-            volume = read_image(pair.images[0], case=pair.case, affine=reading.affine)
+            volume = read_image(pair.images[0], dims=dims, case=pair.case, affine=reading.affine)
         else:
             channels = spec.in_channels if len(pair.images) == 1 else 1
             colour = "rgb" if spec.colour in ("rgb", "grey", "luma") and spec.dims == 2 else None
             volume = read_image(
-                pair.images[0], channels=None if colour else channels, colour=colour, nan=spec.nan, affine=spec.affine
-            )
+                pair.images[0], dims=dims, channels=None if colour else channels, colour=colour, nan=spec.nan,
+                affine=spec.affine,
+            )  # fmt: skip
         if volume.geometry.kind == geometry.kind == "volume":
             check_pair(volume.geometry, geometry)
     except MedsegError as error:

@@ -153,6 +153,7 @@ def prepare(
         seed=pipeline.train.seed,
         augmentation=None if on_device else augmentation,
         ignore=spec.ignore,
+        outside_fov=spec.outside_fov,
         rank=group.rank,
         world=group.world,
     )

@@ -65,7 +65,8 @@ def read_image(
 
     Args:
         path: file, or folder of a DICOM series.
-        dims: 2 or 3 refuses images of the other kind; None takes both.
+        dims: 2 or 3 refuses images of the other kind; None takes both. With 2 pages of a TIFF are channels where the
+            file calls them so.
         channels: number of channels, or their names. A fourth axis of a volume is only read when it is declared here.
         colour: for pictures and RGB volumes: None as stored, "grey", "luma" or "rgb"; see volumes_colour.
         nan: "refuse", or the number that replaces NaN and infinite values.
@@ -154,14 +155,14 @@ def read_label(
 
 
 def read_geometry(
-    path: str | Path, *, series: str | int | None = None, affine: str = "auto"
+    path: str | Path, *, dims: int | None = None, series: str | int | None = None, affine: str = "auto"
 ) -> tuple[Geometry, int, np.dtype]:
     """Grid, number of channels (bands of a pixel) and stored type, from the header alone; nothing else is verified.
 
-    `affine`: which one of a NIfTI counts, see `read_image`.
+    `dims` (of a TIFF whose pages are channels) and `affine` (which one of a NIfTI counts): see `read_image`.
     """
     path = Path(path)
-    return _guarded(path, None, lambda: read_raw_header(path, series=series, affine=affine))
+    return _guarded(path, None, lambda: read_raw_header(path, dims=dims, series=series, affine=affine))
 
 
 def read_window(path: str | Path, slices: tuple[slice, ...]) -> np.ndarray:

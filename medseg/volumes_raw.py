@@ -62,7 +62,7 @@ def _turned(orientation: int, label: bool) -> tuple[str, ...]:
 
 
 def read_raw_header(
-    path: Path, *, series: str | int | None = None, affine: str = "auto"
+    path: Path, *, dims: int | None = None, series: str | int | None = None, affine: str = "auto"
 ) -> tuple[Geometry, int, np.dtype]:
     """Geometry, channels and stored type without the voxels."""
     format = find_format(path)
@@ -78,7 +78,7 @@ def read_raw_header(
     if format == "tiff":
         from medseg.volumes_tiff import read_tiff_header
 
-        return read_tiff_header(path)
+        return read_tiff_header(path, dims=dims)
     if format == "dicom":
         from medseg.volumes_dicom import read_series_header
 

@@ -1,7 +1,9 @@
 """TIFF: pictures, stacks, float, BigTIFF, LZW and the like through tifffile; windows of very large ones.
 
 A stack of pages of one size is a volume: i runs along the columns, j along the rows, k along the pages, with a spacing
-of one (TIFF has no agreed place for the distance of pages). Format: TIFF 6.0 and its BigTIFF extension.
+of one (TIFF has no agreed place for the distance of pages). Where a picture is asked for, pages that the file itself
+calls channels are that; else they are slices, for tifffile by itself calls all pages of an ImageJ file channels.
+Format: TIFF 6.0 and its BigTIFF extension.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,14 @@ from medseg.errors import DataError, FormatError, MedsegError
 from medseg.files import require_file
 from medseg.volumes_geometry import Geometry
 from medseg.volumes_image import Raw
-from medseg.volumes_pictures import check_size
-from medseg.volumes_tiff_axes import check_axes, check_colours
+from medseg.volumes_tiff_axes import are_channels, check_axes, check_colours
+from medseg.volumes_tiff_checks import SMALL, check_chain, check_room, check_segments
 
 __all__ = ["has_windows", "read_tiff", "read_tiff_header", "read_tiff_window"]
 
-_RATIO = 5000  # unpacked bytes per stored byte that no TIFF compression of real use exceeds
-_SMALL = 64 << 20  # below, the ratio is not looked at
-_MAX_BYTES = 1 << 36
-_MAX_TILE = 1 << 20  # pixels, where the image has no more
-
 
 def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -> Raw:
-    """Read a TIFF: one page as a picture, several as a volume (`dims=2` refuses them).
+    """Read a TIFF: one page as a picture, several as a volume (with `dims=2` as channels, or they are refused).
 
     Raises:
         FormatError: E301 no TIFF, E303 cut off, E305 corrupt, E306 too large, E307 data type.
@@ -40,11 +36,12 @@ def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -
     """
     with _opened(path, case) as (file, pages, size):
         hidden = _hidden_pages(file, pages)
-        shape, bands = _layout(file, pages, path, case, hidden)
-        _check_room(pages, shape, bands, size, path, case)
+        shape, bands = _layout(file, pages, path, case, hidden, dims)
+        check_room(pages, shape, bands, size, path, case)
         if dims == 2 and len(shape) > 2:
             found = f"{shape[-1]} pages"
             message, fix = "a stack where a picture is expected", "declare the set as 3-D, or split the stack"
+            fix += "; if its pages are channels, the file has to say so (ImageJ: Stack to Hyperstack; OME: SizeC)"
             raise DataError(message, code="E310", case=case, file=path, expected="1 page", found=found, fix=fix)
         first = pages[0]
         if hidden:
@@ -60,16 +57,18 @@ def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -
         orientation = int(first.tags.valueof(274, 1))
         # TIFF 6.0, ExtraSamples: of grey pictures 1 and 2 are alpha; other samples, such as stains, are no colours
         stains = int(first.photometric) < 2 and bands != 3 and not {1, 2} & set(map(int, first.extrasamples))
+        if len(shape) == 2 and bands > int(first.samplesperpixel):  # its pages are its channels
+            array, stains = np.moveaxis(array, 0, -1), True
     if len(shape) > 2:  # (page, row, column[, band]) -> (column, row, page[, band]), so that slices are the last axis
         array = array.transpose(2, 1, 0, *range(3, array.ndim))
     kind = "palette" if palette is not None else "grey" if bands == 1 else "axis" if stains else "colour"
     return Raw(array, Geometry.of(shape), "tiff", {"bits": bits, "orientation": orientation}, kind, palette, bits)
 
 
-def read_tiff_header(path: Path) -> tuple[Geometry, int, np.dtype]:
-    """Geometry, bands and type from the tags alone."""
+def read_tiff_header(path: Path, *, dims: int | None = None) -> tuple[Geometry, int, np.dtype]:
+    """Geometry, bands and type from the tags alone; `dims` as for `read_tiff`."""
     with _opened(path, None) as (file, pages, _size):
-        shape, bands = _layout(file, pages, path, None, _hidden_pages(file, pages))
+        shape, bands = _layout(file, pages, path, None, _hidden_pages(file, pages), dims)
         return Geometry.of(shape), bands, np.dtype(pages[0].dtype)
 
 
@@ -78,7 +77,7 @@ def has_windows(path: Path) -> bool:
     with _opened(path, None) as (file, pages, _):
         first = pages[0]
         segment = math.prod(_segment(first)) * int(first.samplesperpixel) * np.dtype(first.dtype).itemsize
-        return segment <= _SMALL and len(pages) == 1 and first.colormap is None and not _hidden_pages(file, pages)
+        return segment <= SMALL and len(pages) == 1 and first.colormap is None and not _hidden_pages(file, pages)
 
 
 def segment_shape(path: Path) -> tuple[int, int]:
@@ -192,14 +191,14 @@ def _opened(path: Path, case: str | None) -> Iterator[tuple[Any, list, int]]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # what it would log is raised below
     try:
-        _check_chain(path, size, case)
+        check_chain(path, size, case)
         with tifffile.TiffFile(path) as file:
             pages = [page for page in file.pages if not page.subfiletype & 5]  # previews and masks are not the image
             if not pages:
                 raise FormatError("a TIFF without a page", code="E305", case=case, file=path)
             pages = [page if isinstance(page, tifffile.TiffPage) else page.aspage() for page in pages]
             for page in pages:
-                _check_segments(page, size, path, case)
+                check_segments(page, size, path, case)
             yield file, pages, size
     except MedsegError:
         raise
@@ -214,27 +213,9 @@ def _opened(path: Path, case: str | None) -> Iterator[tuple[Any, list, int]]:
         logger.setLevel(level)
 
 
-def _check_chain(path: Path, size: int, case: str | None) -> None:
-    """The directories must lie inside the file and each come once: tifffile follows a loop of them for minutes."""
-    with path.open("rb") as file:
-        head = file.read(16)
-        order = "<" if head[:2] == b"II" else ">"
-        big = head[2:4] in (b"+\0", b"\0+")
-        count_form, entry, next_form = ("Q", 20, "Q") if big else ("H", 12, "I")
-        place = struct.unpack_from(order + next_form, head, 8 if big else 4)[0]
-        seen: set[int] = set()
-        while place:
-            if place in seen or place >= size:
-                found = f"directory {len(seen) + 1} at byte {place} of {size}{', again' * (place in seen)}"
-                raise FormatError("the TIFF's directories are broken", code="E305", case=case, file=path, found=found)
-            seen.add(place)
-            file.seek(place)
-            count = struct.unpack(order + count_form, file.read(struct.calcsize(count_form)))[0]
-            file.seek(place + struct.calcsize(count_form) + count * entry)
-            place = struct.unpack(order + next_form, file.read(struct.calcsize(next_form)))[0]
-
-
-def _layout(file: Any, pages: list, path: Path, case: str | None, hidden: int = 0) -> tuple[tuple[int, ...], int]:
+def _layout(
+    file: Any, pages: list, path: Path, case: str | None, hidden: int = 0, dims: int | None = None
+) -> tuple[tuple[int, ...], int]:
     first = pages[0]
     sizes = {(p.imagelength, p.imagewidth, int(p.samplesperpixel), str(p.dtype)) for p in pages}
     if len(sizes) > 1:
@@ -250,41 +231,6 @@ def _layout(file: Any, pages: list, path: Path, case: str | None, hidden: int = 
     bands = int(first.samplesperpixel)
     if count > 1:
         check_axes(file, bands, path, case)
+        if dims == 2 and first.colormap is None and are_channels(file, bands, count):
+            return (rows, columns), count
     return (rows, columns) if count == 1 else (columns, rows, count), bands
-
-
-def _check_room(pages: list, shape: tuple, bands: int, size: int, path: Path, case: str | None) -> None:
-    first = pages[0]
-    check_size(path, first.imagelength, first.imagewidth, max(size, 1 << 40 if first.compression == 1 else 0), case)
-    needed = int(np.prod(shape, dtype=np.int64)) * bands * max(np.dtype(first.dtype).itemsize, 1)
-    if needed > _MAX_BYTES or (needed > _SMALL and needed > size * _RATIO):
-        message = "the TIFF is too large to be read whole"
-        found = f"{needed} bytes from a file of {size}"
-        raise FormatError(message, code="E306", case=case, file=path, found=found, fix="read it in windows")
-
-
-def _check_segments(page: Any, size: int, path: Path, case: str | None) -> None:
-    """All strips or tiles must lie inside the file, and there must be as many as the size asks for."""
-    offsets, counts = page.dataoffsets, page.databytecounts
-    rows, columns = page.imagelength, page.imagewidth
-    if rows < 1 or columns < 1:
-        raise FormatError("the TIFF is corrupt", code="E305", case=case, file=path, found=f"size {columns} x {rows}")
-    if page.is_tiled:
-        if page.tilelength * page.tilewidth > max(_MAX_TILE, 4 * rows * columns):
-            found = f"tiles of {page.tilewidth} x {page.tilelength} for {columns} x {rows} pixels"
-            raise FormatError("the TIFF is corrupt", code="E305", case=case, file=path, found=found)
-        wanted = -(-rows // max(1, page.tilelength)) * -(-columns // max(1, page.tilewidth))
-    else:
-        wanted = -(-rows // max(1, min(int(page.rowsperstrip or rows), rows)))
-    if int(page.planarconfig) == 2:
-        wanted *= int(page.samplesperpixel)
-    end = max((o + c for o, c in zip(offsets, counts, strict=False) if c), default=0)
-    if end > size:
-        expected, found = f"{end} bytes", f"{size} bytes"
-        raise FormatError("the TIFF is cut off", code="E303", case=case, file=path, expected=expected, found=found)
-    if len(offsets) < wanted or len(counts) < wanted:
-        found = f"{min(len(offsets), len(counts))} strips or tiles"
-        raise FormatError("the TIFF is corrupt", code="E305", case=case, file=path, expected=wanted, found=found)
-    if page.compression == 1 and sum(counts) * 8 < rows * columns * int(page.samplesperpixel) * int(page.bitspersample):
-        found = f"{sum(counts)} bytes of pixels"
-        raise FormatError("the TIFF is cut off", code="E303", case=case, file=path, found=found)

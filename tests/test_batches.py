@@ -169,6 +169,18 @@ def test_void_and_outside_have_no_weight():
     assert found["weight"].tolist() == [[[[0, 3, 0, 5]]]]
 
 
+def test_background_outside_is_learnt_and_labels_there_are_not():
+    label = torch.tensor([[[[0, 1, 255, 0, 1]]]], dtype=torch.uint8)
+    fov = torch.tensor([[[[0, 0, 0, 1, 1]]]], dtype=torch.uint8)
+    given = {"image": torch.zeros(1, 1, 1, 5), "label": label, "fov": fov}
+    found = finish_targets(given, 255, "background")
+    assert found["weight"].tolist() == [[[[1, 0, 0, 1, 1]]]]
+    assert found["label"].tolist() == [[[[0, 1, 0, 0, 1]]]]
+    weight = torch.tensor([[[[2.0, 3.0, 4.0, 5.0, 6.0]]]])
+    assert finish_targets(given | {"weight": weight}, 255, "background")["weight"].tolist() == [[[[2, 0, 0, 5, 6]]]]
+    assert finish_targets(given, 255)["weight"].tolist() == [[[[0, 0, 0, 1, 1]]]]
+
+
 def test_a_missing_weight_is_one():
     image = torch.zeros((1, 2, 2))
     with_, without = {"image": image, "weight": torch.full((1, 2, 2), 3.0)}, {"image": image}

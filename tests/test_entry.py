@@ -334,14 +334,16 @@ def test_pictures_whose_palettes_hold_colours_are_coloured(tmp_path):
     assert problem.code == "E314"
 
 
+@pytest.mark.parametrize("stored_as", ["samples", "pages"])
 @pytest.mark.parametrize("count", [2, 4, 5])
-def test_samples_that_are_no_colours_are_channels(tmp_path, count):
+def test_samples_and_pages_that_are_no_colours_are_channels(tmp_path, count, stored_as):
+    how = {"planarconfig": "separate"} if stored_as == "samples" else {"imagej": True, "metadata": {"axes": "CYX"}}
     fill(tmp_path)
     stored = {}
     for i in range(4):
         stored[f"p{i}_x"] = np.stack([noise(i + 10 * c) for c in range(count)]).astype(np.uint8)
         file, pixels = tmp_path / f"img/p{i}_x.tif", stored[f"p{i}_x"]
-        tifffile.imwrite(file, pixels, photometric="minisblack", planarconfig="separate")
+        tifffile.imwrite(file, pixels, photometric="minisblack", **how)
     added = add_dataset("mine", tmp_path, images="img/*.tif", labels="msk/*.png")
     assert f"{count} values in each pixel that are no colours: taken as channels" in added.notes
     assert added.entry["channels"] == [f"channel {i + 1}" for i in range(count)]
@@ -349,6 +351,17 @@ def test_samples_that_are_no_colours_are_channels(tmp_path, count):
     spec = load_dataset("mine", root=tmp_path)
     for case in find_cases(spec, tmp_path):
         np.testing.assert_array_equal(load_sample(case, spec)["image"].numpy(), stored[case.id])
+
+
+def test_pages_that_nobody_calls_channels_beside_pictures_as_labels_are_refused_with_what_to_do(tmp_path):
+    fill(tmp_path)
+    for i in range(4):
+        pixels = np.stack([noise(i + 10 * c) for c in range(3)]).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"img/p{i}_x.tif", pixels, photometric="minisblack", metadata=None)
+    with pytest.raises(MedsegError, match="a stack where a picture is expected") as caught:
+        add_dataset("mine", tmp_path, images="img/*.tif", labels="msk/*.png")
+    assert len(caught.value.problems) == 4
+    assert "if its pages are channels" in str(caught.value.problems[0])
 
 
 def test_folders_of_instance_masks(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ import torch
 import zarr
 from tiny import ENTRY, tiny_pipeline, write_cases
 
+import medseg.batches
 from medseg.checkpoint import load_model, read_state
 from medseg.data import find_cases, load_sample
 from medseg.evaluation import evaluate
@@ -224,3 +226,28 @@ def test_calibration_equals_its_definition(trained, place, tmp_path):
     assert found["error"] == pytest.approx(sum(abs(p - right) for _, p, right in bins) / total, rel=1e-6)
     evaluate(trained, data=place / "data", workers=1)
     assert f"Expected calibration error {found['error']:.3f}" in write_report(trained).read_text()
+
+
+@pytest.mark.parametrize("there", ["unknown", "background"])
+def test_training_learns_outside_of_the_field_of_view_what_the_entry_says(place, tmp_path, monkeypatch, there):
+    entry = (place / "data" / "datasets.yaml").read_text() + f"  outside_fov: {there}\n"
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in ("images", "labels", "fov"):
+        shutil.copytree(place / "data" / name, root / name)
+    (root / "datasets.yaml").write_text(entry)
+    learnt = set()
+    real = medseg.batches.finish_targets
+
+    def watched(batch, *rest):
+        found = real(batch, *rest)
+        outside = batch["fov"] == 0
+        assert not found["weight"][outside].any()  # all these labels are ball out there, which nobody can know
+        blank = real(batch | {"label": torch.zeros_like(batch["label"])}, *rest)
+        learnt.update(blank["weight"][outside].unique().tolist())
+        return found
+
+    monkeypatch.setattr(medseg.batches, "finish_targets", watched)
+    pipeline = tiny_pipeline(dataset="balls", epochs=1, iterations_per_epoch=3, foreground=0.0, augment=[])
+    train(pipeline, data=root, output=tmp_path / "runs", cache=tmp_path / "cache", device="cpu", progress=False)
+    assert learnt == ({0.0} if there == "unknown" else {1.0})

@@ -217,6 +217,38 @@ def test_what_a_tiff_says_of_its_pages(tmp_path: Path, kind: str) -> None:
     assert read_image(rgb, colour="rgb").array.shape == (3, 5, 7, 3)
 
 
+@pytest.mark.parametrize("kind", ["imagej", "ome", "shaped"])
+def test_pages_that_are_called_channels_are_that_where_a_picture_is_asked_for(tmp_path: Path, kind: str) -> None:
+    """What Fiji saves of a fluorescence picture of three stains; a stack of slices stays refused."""
+    array = corpus.image((3, 7, 5), np.uint16)
+    options = {} if kind == "shaped" else {kind: True}
+
+    def file(axes: str, pages: np.ndarray) -> Path:
+        tifffile.imwrite(tmp_path / f"{axes}.tif", pages, photometric="minisblack", metadata={"axes": axes}, **options)
+        return tmp_path / f"{axes}.tif"
+
+    picture = read_image(file("CYX", array), dims=2, channels=3)
+    np.testing.assert_array_equal(picture.array, array)
+    geometry, bands, dtype = read_geometry(tmp_path / "CYX.tif", dims=2)
+    assert (geometry.shape, geometry.kind, bands, dtype) == ((7, 5), "picture", 3, np.uint16)
+    assert read_geometry(tmp_path / "CYX.tif")[:2] == (read_image(tmp_path / "CYX.tif", dims=3).geometry, 1)
+    np.testing.assert_array_equal(read_image(file("CYX", array[:2]), dims=2, channels=2).array, array[:2])
+    for asked, text in (
+        ({}, "several channels"),
+        ({"channels": 3}, "number of channels"),
+        ({"colour": "rgb"}, "several"),
+    ):
+        with pytest.raises(DataError, match=text) as caught:
+            read_image(tmp_path / "CYX.tif", dims=2, **asked)
+        assert caught.value.code == "E310"
+    with pytest.raises(LabelError, match="several channels"):
+        read_label(tmp_path / "CYX.tif", dims=2)
+    for axes in ("ZYX", "TYX"):
+        with pytest.raises(DataError, match="a stack where a picture is expected") as caught:
+            read_image(file(axes, array), dims=2, channels=3)
+        assert "OME: SizeC" in str(caught.value)
+
+
 def test_tiff_of_different_pages_negatives_and_previews(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(GREY)

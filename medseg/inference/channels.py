@@ -38,7 +38,11 @@ def join_channels(jobs: Sequence[Job], spec: Any) -> list[Job]:
     joined: dict[Path, Job] = {}  # of each channel's file
     for (_, _, case), channels in groups.items():
         parts = [channels[k] for k in sorted(channels)]
-        if len(parts) == spec.in_channels and not joined.keys() & {part.source for part in parts} and _is_one(parts[0]):
+        if (
+            len(parts) == spec.in_channels
+            and not joined.keys() & {part.source for part in parts}
+            and _is_one(parts[0], spec.dims)
+        ):
             first, *others = (part.source for part in parts)
             folder, suffix = parts[0].output.parent, files.full_suffix(parts[0].output)
             whole = make_job(case, first, folder, suffix, tuple(others))
@@ -65,9 +69,9 @@ def _expression(name: str) -> re.Pattern[str]:
     return re.compile("(.+?)".join(map(re.escape, _PLACEHOLDER.split(name))))
 
 
-def _is_one(job: Job) -> bool:
+def _is_one(job: Job, dims: int) -> bool:
     """Whether a file holds a single channel, so that another one's is no case of its own."""
     try:
-        return volumes.read_geometry(job.source)[1] == 1
+        return volumes.read_geometry(job.source, dims=dims)[1] == 1
     except MedsegError:
         return False

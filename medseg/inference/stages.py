@@ -89,7 +89,9 @@ class Work:
         needed = 0
         for job in jobs:
             try:
-                geometry, channels, _ = volumes.read_geometry(job.source, series=self.series, affine=self.spec.affine)
+                geometry, channels, _ = volumes.read_geometry(
+                    job.source, dims=self.spec.dims, series=self.series, affine=self.spec.affine
+                )
             except MedsegError:
                 continue
             needed = max(needed, _COPIES * 4 * channels * math.prod(geometry.shape))
