@@ -171,7 +171,7 @@ def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tu
     """The cost of each case, and the certificate from the first that can be read; nothing is written."""
     from medseg.inference.cost import certify as compare
     from medseg.inference.cost import estimate
-    from medseg.inference.native import grid_map
+    from medseg.inference.grid_map import grid_map
 
     results: list[CaseResult] = []
     lines: list[str] = []

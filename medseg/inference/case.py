@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from medseg.errors import GeometryError, UsageError
-from medseg.inference.native import NativeLabels, Sink, grid_map
+from medseg.inference.grid_map import grid_map
+from medseg.inference.native import NativeLabels, Sink
 from medseg.inference.slices import SliceBlocks
 from medseg.inference.streams import TileInferer
 

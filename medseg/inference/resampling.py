@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from medseg.inference.native import GridMap
+from medseg.inference.grid_map import GridMap
 
 __all__ = ["SlabBuffer", "resample_planes"]
 
