@@ -17,6 +17,7 @@ from medseg.checkpoint_read import read_state
 from medseg.component import Component, build_component
 from medseg.config import DatasetSpec, Pipeline
 from medseg.errors import CheckpointError, ConfigError
+from medseg.errors_arguments import checked
 from medseg.package import MODEL_FILE, OnnxNetwork, read_package
 from medseg.run import newest_run
 
@@ -65,6 +66,7 @@ class Model:
         return self
 
 
+@checked
 def load_model(source: str | Path | Sequence[str | Path], device: torch.device | str = "cpu") -> Model:
     """Load a trained model.
 

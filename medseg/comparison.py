@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError, MedsegError, UsageError, collect
+from medseg.errors_arguments import checked
 from medseg.files import write_json, write_text
 from medseg.run import newest_run
 from medseg.tables import POOLED, ScoreRow, quote_cell, read_cases, read_summary
@@ -90,6 +91,7 @@ class Comparison:
         return "\n".join([*lines, *self.notes])
 
 
+@checked
 def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | None = None, seed: int = 0) -> Comparison:
     """Compare two or more evaluations of the same cases; each is compared with the first.
 

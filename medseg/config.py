@@ -21,6 +21,7 @@ from medseg.config_override import BUDGETS, apply_overrides, parse_settings
 from medseg.config_place import known_root
 from medseg.config_yaml import Document, parse_yaml, read_yaml, write_yaml
 from medseg.errors import ConfigError, collect
+from medseg.errors_arguments import checked
 
 __all__ = [
     "DatasetSpec",
@@ -139,6 +140,7 @@ class Pipeline(Strict):
         return pipeline
 
 
+@checked
 def load_pipeline(
     name: str | Path,
     *,
@@ -192,10 +194,8 @@ def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path 
             known += document.value
             continue
         entry = document.value[name]
-        inner = Document(
-            {"name": name, **entry} if isinstance(entry, dict) else entry, document.places, document.source
-        )
-        spec, problems = validate(DatasetSpec, inner, (name,))
+        entry = {"name": name, **entry} if isinstance(entry, dict) else entry
+        spec, problems = validate(DatasetSpec, Document(entry, document.places, document.source), (name,))
         if spec is None:
             raise collect(problems)
         return spec

@@ -15,6 +15,7 @@ from typing import Any
 
 from medseg import __version__
 from medseg.errors import UsageError
+from medseg.errors_arguments import checked
 from medseg.evaluation_labels import settle_labels
 from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids, without_probabilities
@@ -72,6 +73,7 @@ class Evaluation:
         return {"folder": str(self.folder), "exit_code": self.exit_code, **self.summary}
 
 
+@checked
 def evaluate(
     predictions: str | Path,
     reference: str | Path | None = None,
@@ -95,8 +97,8 @@ def evaluate(
     """Score predictions against references.
 
     A reference without a prediction is scored as missed. A prediction on another grid, a value that is no label, a
-    broken
-    file: the evaluation is refused as a whole, with all problems told, since a mean over the rest would not be honest.
+    broken file: the evaluation is refused as a whole, with all problems told, since a mean over the rest would not be
+    honest.
 
     Args:
         predictions: folder of label images; or a run, whose validation cases are scored (`reference` None).

@@ -38,7 +38,7 @@ def find_observer(
     if "{id}" in text:
         files = {pair.case: _first(roots, text.replace("{id}", pair.case)) for pair in pairs}
     else:
-        present = find_predictions(_first(roots, text) or text)
+        present = find_predictions(_first(roots, text) or text, "a second observer's labels", "--observer")
         names = match_names({pair.case: pair.images for pair in pairs}, present)
         files = {case: None if name is None else present[name] for case, name in names.items()}
     found = [replace(pair, prediction=files[pair.case], probabilities=None) for pair in pairs if files[pair.case]]

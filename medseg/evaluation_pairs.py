@@ -71,28 +71,27 @@ def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
     Raises:
         UsageError: not of that form, no label, or one number or name twice.
     """
-    if isinstance(labels, str):
-        found: dict[int, str] = {}
-        for part in labels.split(","):
-            number, sign, name = part.partition("=")
-            if not sign or not number.strip().isdecimal() or not name.strip() or int(number) in found:
-                raise UsageError("labels cannot be read", field="labels", expected="1=liver,2=tumour", found=labels)
-            found[int(number)] = name.strip()
-    else:
-        found = {int(number): str(name) for number, name in labels.items()}
+    found: dict[int, str] = {}
+    given = labels.items() if isinstance(labels, Mapping) else [part.partition("=")[::2] for part in labels.split(",")]
+    for number, name in ((str(number).strip(), str(name).strip()) for number, name in given):
+        if not number.isdecimal() or not name or int(number) in found:
+            raise UsageError("labels cannot be read", field="labels", expected="1=liver,2=tumour", found=labels)
+        found[int(number)] = name
     found.pop(0, None)
-    if not found or len(set(found.values())) != len(found) or min(found) < 0:
+    if not found or len(set(found.values())) != len(found):
         raise UsageError("labels need numbers above 0 and a name of its own for each", field="labels", found=labels)
     return found
 
 
-def find_predictions(folder: str | Path) -> dict[str, Path]:
+def find_predictions(folder: str | Path, what: str = "predictions", field: str | None = None) -> dict[str, Path]:
     """Label images of a folder by case id; overlays and the like that predict writes beside them are left out.
+
+    `what` and `field` say in messages what the folder is, and which argument named it.
 
     Raises:
         DataError: the folder is missing or holds no images.
     """
-    found = _files_of_cases(Path(folder), "predictions", "label images (NIfTI, PNG, TIFF ...)")
+    found = _files_of_cases(Path(folder), what, "label images (NIfTI, PNG, TIFF ...)", field=field)
     return {
         case: path
         for case, path in found.items()
@@ -112,7 +111,7 @@ def match_folders(
     Raises:
         DataError: a folder is missing or empty, or not a single name of a reference occurs in one of the others.
     """
-    wanted = find_predictions(references)
+    wanted = find_predictions(references, "references")
     present = find_predictions(predictions)
     shown = {} if images is None else _named_images(Path(images), wanted)
     if not wanted.keys() & present.keys():

@@ -23,6 +23,7 @@ from medseg import __version__
 from medseg.checkpoint import Model, load_model
 from medseg.checkpoint_model import hash_weights
 from medseg.errors import CheckpointError, ResourceError, UsageError
+from medseg.errors_arguments import checked
 from medseg.export_card import model_card
 from medseg.export_monai import write_bundle
 from medseg.files import atomic_path, sha256_file, write_json, write_text
@@ -43,6 +44,7 @@ _RUNNER = {
 _RUNNER_POST = {"KeepLargestComponent"}
 
 
+@checked
 def export_package(run: str | Path, output: str | Path) -> Path:
     """Write weights as safetensors and everything else as one JSON.
 
@@ -75,6 +77,7 @@ def export_package(run: str | Path, output: str | Path) -> Path:
     return folder
 
 
+@checked
 def export_onnx(run: str | Path, output: str | Path) -> Path:
     """Write the network as ONNX with free batch and spatial sizes, checked in onnxruntime, and a standalone runner.
 
@@ -110,6 +113,7 @@ def export_onnx(run: str | Path, output: str | Path) -> Path:
     return folder
 
 
+@checked
 def export_bundle(run: str | Path, output: str | Path) -> Path:
     """Write a MONAI Bundle: configs/, models/model.pt, docs/; `python -m monai.bundle run` predicts with it.
 

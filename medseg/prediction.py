@@ -13,6 +13,7 @@ import numpy as np
 
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError, UsageError
+from medseg.errors_arguments import checked
 from medseg.inference.channels import join_channels
 from medseg.inference.inputs import find_inputs
 from medseg.inference.memory import parse_bytes
@@ -79,6 +80,7 @@ class PredictionSummary:
         return rows if more <= 0 else [*rows[:_NOTES], f"... and {more} more notes, in --json"]
 
 
+@checked
 def predict(
     model: Any,
     inputs: Sequence[str | Path] | str | Path,
@@ -133,11 +135,12 @@ def predict(
     found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
     jobs = plan_outputs(found, output, format)
     chosen = _device(device, precision)
-    if isinstance(model, str | Path | list | tuple):
+    ram, vram = _bytes(max_ram, "max_ram"), _bytes(max_vram, "max_vram")
+    if not hasattr(model, "pipeline"):
         model = load_model(model, device=chosen)
     jobs = take_shard(join_channels(jobs, model.dataset), *share)
     used = tuple(map(str, (getattr(model, "metadata", None) or {}).get("sources", ())))
-    work = Work(model, chosen, series, save_probabilities, _bytes(max_ram), _bytes(max_vram), format, precision)
+    work = Work(model, chosen, series, save_probabilities, ram, vram, format, precision)
     missing = [_failed(name, error) for name, error in refused] if share[0] == 0 else []  # told by one shard
     report = progress if callable(progress) else (_print if progress else lambda result: None)
     if plan or certify:
@@ -213,8 +216,8 @@ def _device(name: str, precision: str | None) -> Any:
     return choose_hardware(name, precision or "fp32").device
 
 
-def _bytes(value: float | str | None) -> int | None:
-    return parse_bytes(value * 2**30 if isinstance(value, int | float) else value)
+def _bytes(value: float | str | None, field: str) -> int | None:
+    return parse_bytes(value * 2**30 if isinstance(value, int | float) else value, field)
 
 
 def _result(outcome: Outcome[Job]) -> CaseResult:

@@ -23,6 +23,7 @@ from medseg.engine_session import Session
 from medseg.engine_stream import BatchStream
 from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, MedsegError, ResourceError
+from medseg.errors_arguments import checked
 from medseg.handlers import Output, attach_handlers, close_epoch, make_engine, run_engine, save_epoch
 from medseg.handlers_output import BarOutput, LineOutput, MlflowOutput, TableOutput, TensorBoardOutput, write_profile
 from medseg.handlers_signals import Signals, Stopped, listen
@@ -39,6 +40,7 @@ from medseg.training_weights import load_weights
 __all__ = ["LearningRates", "find_learning_rate", "train"]
 
 
+@checked
 def train(
     pipeline: Pipeline | str | Path | None,
     *,

@@ -20,6 +20,7 @@ from PIL import Image
 from test_config import DATASETS, PIPELINE
 from test_data import make_spec, picture, square
 
+import medseg
 from medseg import files, files_transfer
 from medseg.config import load_dataset, load_pipeline, parse_settings
 from medseg.data import find_cases, load_image_sample, load_sample
@@ -36,6 +37,45 @@ def refusal(kind: type[MedsegError], code: str, call: Any, *arguments: Any, **op
     problems = caught.value.problems
     assert [problem.code for problem in problems] == [code], str(caught.value)
     return problems[0]
+
+
+# ------------------------------------------------------------------------------------- the public functions
+
+
+@pytest.mark.parametrize("wrong", [None, 5, True, b"scan.nii", np.zeros((4, 4, 4)), [np.zeros(2)], [None], [["a"]]])
+def test_what_is_no_path_is_refused_in_each_function(tmp_path: Path, wrong: Any) -> None:
+    for call in (
+        lambda: medseg.predict("run", wrong, tmp_path),
+        lambda: medseg.predict(wrong, corpus.__file__, tmp_path),
+        lambda: medseg.predict("run", "scan.nii", wrong),
+        lambda: medseg.evaluate(wrong, "labels"),
+        lambda: medseg.evaluate("masks", [wrong]),  # pyright: ignore[reportArgumentType]
+        lambda: medseg.compare("a", wrong),
+        lambda: medseg.load_model(wrong),
+        lambda: medseg.export_onnx(wrong, tmp_path),
+        lambda: medseg.load_pipeline(wrong),
+    ):
+        assert refusal(UsageError, "E101", call).expected is not None
+
+
+def test_what_fits_is_not_refused(tmp_path: Path) -> None:
+    refusal(UsageError, "E103", medseg.predict, "run", (path for path in [Path("no")]), tmp_path)
+    refusal(UsageError, "E103", medseg.predict, "run", np.array(["no.nii"]), tmp_path, max_ram=np.float32(2))
+    refusal(ConfigError, "E112", medseg.load_pipeline, "such", overrides="train.epochs=5")
+    told = refusal(UsageError, "E101", medseg.predict, "run", np.zeros((4, 4, 4)), tmp_path)
+    assert told.field == "inputs"
+    assert "files" in (told.fix or "")
+
+
+def test_options_of_the_wrong_type_or_size(tmp_path: Path) -> None:
+    image = Path(corpus.__file__)
+    for options in ({"device": None}, {"shard": 2}, {"format": 5}, {"max_vram": []}, {"max_vram": "much"}):
+        told = refusal(UsageError, "E101", medseg.predict, "run", image, tmp_path, **options)
+        assert told.field == next(iter(options))
+    refusal(UsageError, "E101", medseg.predict, "run", image, tmp_path, max_ram=float("inf"))
+    for options in ({"labels": 3}, {"workers": "2"}, {"formats": 5}, {"ignore": [255]}):
+        told = refusal(UsageError, "E101", medseg.evaluate, tmp_path, tmp_path, **options)
+        assert told.field == next(iter(options))
 
 
 # --------------------------------------------------------------------------------------------- configuration

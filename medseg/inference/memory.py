@@ -169,7 +169,7 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def parse_bytes(value: int | float | str | None) -> int | None:
+def parse_bytes(value: int | float | str | None, field: str = "max_ram") -> int | None:
     """`"3GB"`, `"512M"`, `"2.5 GiB"` or a number of bytes; units are powers of 1024.
 
     >>> parse_bytes("3GB"), parse_bytes("512 MiB"), parse_bytes(1000), parse_bytes(None)
@@ -182,8 +182,8 @@ def parse_bytes(value: int | float | str | None) -> int | None:
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", value, re.IGNORECASE)
         if not match:
-            raise UsageError("not an amount of memory", field="max_ram", expected='like "3GB", "512MB"', found=value)
+            raise UsageError("not an amount of memory", field=field, expected='like "3GB", "512MB"', found=value)
         amount = float(match[1]) * _UNITS[match[2].lower()]
-    if not amount > 0:
-        raise UsageError("an amount of memory must be positive", field="max_ram", found=value)
+    if not 0 < amount < math.inf:
+        raise UsageError("an amount of memory must be positive and finite", field=field, found=value)
     return int(amount)

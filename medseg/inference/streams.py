@@ -51,7 +51,7 @@ class TileInferer(Inferer):
         if batch != "auto" and (not isinstance(batch, int) or batch < 1):
             raise UsageError("batch must be a number or auto", field="batch", found=batch)
         self.batch, self.mirror, self.precision = batch, mirror, precision
-        self.max_ram, self.max_vram = parse_bytes(max_ram), parse_bytes(max_vram)
+        self.max_ram, self.max_vram = parse_bytes(max_ram), parse_bytes(max_vram, "max_vram")
         self.device = device
         self.progress = progress
 
