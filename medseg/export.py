@@ -41,7 +41,7 @@ _RUNNER = {
     "NormalizeIntensityd": {"subtrahend", "divisor", "channel_wise"},
 }  # fmt: skip
 # transforms that touch labels only (LABEL_ONLY) are left out there
-_RUNNER_POST = {"KeepLargestComponent"}
+_RUNNER_POST = {"KeepLargestComponent", "Threshold"}
 
 
 @checked
@@ -251,4 +251,9 @@ def _runner_facts(model: Model) -> dict[str, Any]:
         elif part.name not in LABEL_ONLY:
             lacks.append(part.name)
     skips = [part.name for part in model.pipeline.postprocess if part.name not in _RUNNER_POST]
+    inferer = model.pipeline.inference
+    if inferer.name != "OverlapTileInferer":
+        skips.insert(0, inferer.name)  # tiles that meet stand in for it
+    elif inferer.arguments.get("border") == "mirror" and model.network.padded:
+        lacks.append("OverlapTileInferer.border")
     return {"runner_lacks": lacks, "runner_skips": skips}

@@ -327,6 +327,73 @@ def test_the_runner_takes_neighbouring_slices_as_channels(images, tmp_path):
         assert (mask != found[name]).mean() < 1e-3
 
 
+def run_both(run, image, tmp_path):
+    """The mask of `medseg predict` (None where it refuses), that of the runner, and what the runner says."""
+    folder = export_onnx(run, tmp_path / "onnx")
+    done = predict(run, image, tmp_path / "out", progress=False)
+    command = [sys.executable, str(folder / "run_onnx.py"), str(image), "-o", str(tmp_path / "masks")]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert "Traceback" not in said.stderr
+
+    def read(path):
+        array = np.asarray(nibabel.load(path).dataobj if path.suffix == ".gz" else Image.open(path))
+        assert len(np.unique(array)) > 1
+        return array
+
+    one = read(tmp_path / "out" / image.name) if done.exit_code == 0 else None
+    return one, read(tmp_path / "masks" / image.name) if said.returncode == 0 else None, said.stderr
+
+
+PICTURES = {"dims": 2, "unit": "px", "channels": ["grey"], "colour": "grey", "modality": "microscopy"}
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "postprocess"),
+    [
+        (["NormalizeIntensityd", {"Spacingd": {"pixdim": [2.0, 2.0]}}], []),  # as hela and liver_slices have it
+        (["NormalizeIntensityd"], [{"Threshold": {"value": 0.35}}]),
+    ],
+)
+def test_the_runner_resamples_pictures_and_takes_thresholds(tmp_path, preprocess, postprocess):
+    choices = pipeline(
+        preprocess=preprocess, postprocess=postprocess, train={"epochs": 1, "batch": 1, "patch": [16, 16]},
+        inference="OverlapTileInferer",
+    )  # fmt: skip
+    run = make_run(tmp_path / "run", choices, dataset(**PICTURES, labels={0: "background", 1: "cell"}))
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (37, 46), dtype=np.uint8)).save(tmp_path / "a.png")
+    one, two, said = run_both(run, tmp_path / "a.png", tmp_path)
+    assert (one != two).mean() < 1e-3
+    assert "not done" not in said
+
+
+@pytest.mark.parametrize(
+    ("rule", "unit", "same"),
+    [("qform", "mm", True), ("sform", "mm", True), ("auto", "mm", False), ("auto", "micron", True)],
+)
+def test_the_runner_takes_the_affine_that_medseg_takes(tmp_path, rule, unit, same):
+    """Two that disagree: the one that the set names, or none; micrometres are a thousandth of a millimetre."""
+    choices = pipeline(preprocess=[{"Spacingd": {"pixdim": [2.0, 3.0]}}, *pipeline().to_dict()["preprocess"][2:]])
+    run = make_run(tmp_path / "run", choices, dataset(affine=rule))
+    values = np.random.default_rng(2).normal(60, 60, (21, 19, 9)).astype(np.int16)
+    length = 1000.0 if unit == "micron" else 1.0
+    image = nibabel.Nifti1Image(values, np.diag([1.5 * length, 1.5 * length, 4.0 * length, 1.0]))
+    image.header.set_xyzt_units(unit)
+    image.set_qform(image.affine if unit == "micron" else np.diag([3.0, 1.5, 4.0, 1.0]), 1)
+    image.set_sform(image.affine, 1)
+    image.to_filename(tmp_path / "a.nii.gz")
+    one, two, said = run_both(run, tmp_path / "a.nii.gz", tmp_path)
+    assert (one is None, two is None) == (not same, not same), said
+    assert one is None or (one != two).mean() < 1e-3
+
+
+def test_the_runner_stops_or_says_so_where_tiles_are_others(images, tmp_path):
+    other = {"GaussianTileInferer": {"roi_size": [16, 16, 8]}}, {"OverlapTileInferer": {"border": "mirror"}}
+    for number, inference in enumerate(other):
+        run = make_run(tmp_path / f"run{number}", pipeline(inference=inference), dataset())
+        _, found, said = run_both(run, images / "scan_0.nii.gz", tmp_path / str(number))
+        assert (found is None, next(iter(inference)) in said) == (number == 1, True)
+
+
 @pytest.fixture(scope="module")
 def runner(onnx):
     """The standalone script as a module."""

@@ -17,8 +17,10 @@ import json
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import onnxruntime
+from PIL import Image
 from scipy import ndimage
 
 HERE = Path(__file__).resolve().parent
@@ -36,14 +38,10 @@ def read(path, dataset):
     """Image (C, *spatial) float32, its 4x4 affine, and what is needed to write a label image like it."""
     channels, colour, affine, stored = len(dataset["channels"]), dataset.get("colour"), np.eye(4), None
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        import nibabel
-
         stored = nibabel.load(path)
-        array, affine = np.asarray(stored.dataobj, dtype=np.float32), np.asarray(stored.affine, float)
+        array, affine = np.asarray(stored.dataobj, dtype=np.float32), place(path, stored, dataset.get("affine", "auto"))
         array = np.moveaxis(array.reshape((*array.shape[:3], -1)), -1, 0)
     else:
-        from PIL import Image
-
         with Image.open(path) as picture:
             grey = picture.mode in ("1", "L", "I;16", "I;16B", "I", "F")
             if getattr(picture, "n_frames", 1) > 1 or (not grey and ";16" in str(picture.tile)):
@@ -59,10 +57,20 @@ def read(path, dataset):
     return array, affine, stored
 
 
+def place(path, stored, choice):
+    """The affine in mm of a NIfTI, the one that the data set asks for; two that disagree are refused."""
+    forms = [form for form in (stored.get_sform(coded=True)[0], stored.get_qform(coded=True)[0]) if form is not None]
+    affine = stored.affine if choice == "auto" else getattr(stored, f"get_{choice}")()
+    if choice == "auto" and len(forms) == 2:
+        corners = np.array(list(itertools.product(*[(0, n - 1) for n in (*stored.shape, 1, 1)[:3]], [1]))).T
+        if np.abs(np.linalg.solve(forms[0], (forms[1] - forms[0]) @ corners)).max() > 0.5:
+            sys.exit(f"{path}: sform and qform disagree: mend the header, or predict with medseg")
+    unit = {1: 1000.0, 3: 0.001}.get(int(stored.header["xyzt_units"]) & 7, 1.0)  # metres, micrometres
+    return np.diag([unit, unit, unit, 1.0]) @ affine
+
+
 def orient(image, affine, codes):
     """Permute and flip axes to the given codes."""
-    import nibabel
-
     wanted = nibabel.orientations.axcodes2ornt(codes)
     change = nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(affine), wanted)
     turned = np.stack([nibabel.orientations.apply_orientation(channel, change) for channel in image])
@@ -71,21 +79,23 @@ def orient(image, affine, codes):
 
 def respace(image, affine, pixdim):
     """Linear resampling to a spacing along the same axes; the first voxel's place follows MONAI's Spacing."""
-    shape = np.array(image.shape[1:], float)
-    matrix = affine[:3, :3]
+    dims = image.ndim - 1
+    keep = np.ix_([*range(dims), 3], [*range(dims), 3])
+    old, new, result = affine[keep], np.eye(dims + 1), affine.copy()
+    matrix = old[:dims, :dims]
     upper = np.linalg.cholesky(matrix.T @ matrix).T
-    spacing = np.abs(np.resize(np.asarray(pixdim, float), 3))
-    new = np.eye(4)
-    new[:3, :3] = matrix @ np.linalg.inv(upper) @ np.diag(np.sign(np.diag(upper)) * spacing)
-    corners = np.array(list(itertools.product(*[(0.0, n - 1.0) for n in shape]))).T
-    corners = np.vstack([corners, np.ones(8)])
-    out = (np.linalg.solve(new, affine) @ corners)[:3]
+    given = np.abs(np.atleast_1d(np.asarray(pixdim, float)))
+    spacing = np.append(given, given[-1:].repeat(dims))[:dims]  # the last one for all axes that are left
+    new[:dims, :dims] = matrix @ np.linalg.inv(upper) @ np.diag(np.sign(np.diag(upper)) * spacing)
+    corners = np.array(list(itertools.product(*[(0.0, n - 1.0) for n in image.shape[1:]], [1.0]))).T
+    out = (np.linalg.solve(new, old) @ corners)[:dims]
     size = np.round(np.ptp(out, axis=1) + 1).astype(int)
-    first = next(i for i in range(8) if np.allclose((out - out[:, i : i + 1]).min(axis=1), 0, atol=1e-3))
-    new[:3, 3] = (affine @ corners)[:3, first]
-    way = np.linalg.solve(affine, new)
-    moved = [ndimage.affine_transform(c, way[:3, :3], way[:3, 3], tuple(size), order=1, mode="nearest") for c in image]
-    return np.stack(moved), new
+    first = next(i for i in range(2**dims) if np.allclose((out - out[:, i : i + 1]).min(axis=1), 0, atol=1e-3))
+    new[:dims, dims] = (old @ corners)[:dims, first]
+    turn, shift = np.split(np.linalg.solve(old, new)[:dims], [dims], axis=1)
+    moved = [ndimage.affine_transform(c, turn, shift[:, 0], tuple(size), order=1, mode="nearest") for c in image]
+    result[keep] = new
+    return np.stack(moved), result
 
 
 def scale(image, low, high, arguments):
@@ -140,11 +150,9 @@ def preprocess(image, affine, steps):
 
 def mirrored(length, start, size):
     """Indices of `size` voxels from `start`, mirrored at the ends of an axis."""
-    index = np.arange(start, start + size)
-    if length == 1:
-        return np.zeros_like(index)
-    index = index % (2 * (length - 1))
-    return np.minimum(index, 2 * (length - 1) - index)
+    period = max(1, 2 * (length - 1))
+    index = np.arange(start, start + size) % period
+    return np.minimum(index, period - index)
 
 
 def windows(length, context, divisor, padded, largest):
@@ -192,7 +200,7 @@ def predict(session, image, model):
         windows(n, c, d, geometry["padded"], LARGEST_WINDOW[dims])
         for n, c, d in zip(image.shape[1:], geometry["context"], geometry["divisor"], strict=False)
     ]
-    result = None
+    result = np.zeros((model["out_channels"], *image.shape[1:]), np.float32)
     for tile in itertools.product(*plans):
         window = image
         for axis, (first, size, _, _) in enumerate(tile, start=1):
@@ -203,8 +211,6 @@ def predict(session, image, model):
             (logits,) = session.run(None, {"image": np.ascontiguousarray(turned)})
             total = total + np.flip(softmax(logits)[0], [a + 1 for a in flip])
         probabilities = total / len(flips)
-        if result is None:
-            result = np.zeros((len(probabilities), *image.shape[1:]), np.float32)
         inner = tuple(
             slice(start - first, stop - first) if geometry["padded"] else slice(0, stop - start)
             for first, _, start, stop in tile
@@ -226,8 +232,7 @@ def to_native(probabilities, affine_pre, affine, shape):
     outside = ((place < -0.5) | (place > sizes - 0.5)).any(axis=0)
     moved = np.stack([ndimage.map_coordinates(p, place, order=1, mode="nearest") for p in probabilities])
     moved[:, outside] = 0
-    if len(moved) > 1:
-        moved[0, outside] = 1
+    moved[0, outside] = len(moved) > 1
     return moved
 
 
@@ -262,9 +267,7 @@ def main():
     if hashlib.sha256(graph.read_bytes()).hexdigest() != model["weights"]["sha256"]:
         sys.exit(f"{graph}: damaged or changed since it was exported")
     if model["onnx"]["runner_lacks"]:
-        sys.exit(
-            f"preprocessing that is not known here: {', '.join(model['onnx']['runner_lacks'])}: predict with medseg"
-        )
+        sys.exit(f"not known here: {', '.join(model['onnx']['runner_lacks'])}: predict with medseg")
     if model["onnx"]["runner_skips"]:
         print(f"not done here, only by medseg: {', '.join(model['onnx']['runner_skips'])}", file=sys.stderr)
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
@@ -275,23 +278,20 @@ def main():
             sys.exit(f"{path}: NaN or infinite voxels: predict with medseg")
         prepared, affine_pre = preprocess(image, affine, model["pipeline"].get("preprocess") or [])
         probabilities = to_native(predict(session, prepared, model), affine_pre, affine, image.shape[1:])
-        threshold = model.get("threshold")
-        if len(probabilities) == 1 or (len(probabilities) == 2 and threshold is not None):
-            labels = (probabilities[-1] >= (0.5 if threshold is None else threshold)).astype(np.uint8)
-        else:
-            labels = probabilities.argmax(axis=0).astype(np.uint8)
+        least = 0.5 if model.get("threshold") is None else model["threshold"]
+        labels = (probabilities[0] >= least) if len(probabilities) == 1 else probabilities.argmax(axis=0)
+        labels = labels.astype(np.uint8)
         for name, arguments in map(component, model["pipeline"].get("postprocess") or []):
             labels = largest_component(labels, arguments) if name == "KeepLargestComponent" else labels
+            if name == "Threshold":
+                value = arguments.get("value", 0.5)  # a text: it was never chosen
+                labels = (probabilities[1] > (0.5 if isinstance(value, str) else value)).astype(np.uint8)
         if stored is not None:
-            import nibabel
-
             header = stored.header.copy()
             header.set_data_dtype(np.uint8)
             header.set_slope_inter(1, 0)
             nibabel.Nifti1Image(labels, stored.affine, header).to_filename(target)
         else:
-            from PIL import Image
-
             Image.fromarray(labels).save(target)
         print(target)
 
