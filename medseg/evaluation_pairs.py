@@ -10,6 +10,7 @@ from typing import Any
 from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
 from medseg.files import safe_stem
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
+from medseg.volumes_dicom_grid import SEG_FIX
 
 __all__ = [
     "Pair",
@@ -117,7 +118,7 @@ def match_folders(
     if not wanted.keys() & present.keys():
         raise DataError(
             "no prediction has the name of a reference", code="E350", file=predictions,
-            expected=_some(wanted), found=_some(present), fix="name each prediction as its reference",
+            expected=_some(wanted), found=_some(present), fix=_renaming(present),
         )  # fmt: skip
     probabilities = _probabilities(Path(predictions))
     pairs = [
@@ -167,15 +168,12 @@ def pair_cases(
         )  # fmt: skip
     if not pairs:
         raise DataError(
-            "no case has a reference label",
-            code="E350",
-            file=predictions,
-            fix="choose the part of the data set that has labels",
+            "no case has a reference label", code="E350", file=predictions, fix="choose a part that has labels"
         )
     if not any(pair.prediction for pair in pairs):
         raise DataError(
             "no prediction has the name of a case", code="E350", file=predictions,
-            expected=_some(pair.case for pair in pairs), found=_some(present),
+            expected=_some(pair.case for pair in pairs), found=_some(present), fix=_renaming(present),
         )  # fmt: skip
     return pairs, sorted(present.keys() - used)
 
@@ -289,6 +287,11 @@ def _files_of_cases(folder: Path, what: str, expected: str, *, field: str | None
 def _probabilities(folder: Path) -> dict[str, Path]:
     end = ".probabilities.zarr"  # the name that predict gives them
     return {path.name.removesuffix(end): path for path in sorted(folder.glob("*" + end))}
+
+
+def _renaming(present: Mapping[str, Path]) -> str:
+    dicom = any(path.is_dir() for path in present.values())  # its ids are hashes, whatever the files are called
+    return SEG_FIX if dicom else "name each prediction as its reference"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -68,7 +68,7 @@ def export_package(run: str | Path, output: str | Path) -> Path:
     from safetensors.torch import save_file
 
     model = load_model(run)
-    folder = _target(output, model)
+    folder = _target(output, model, "safetensors")
     weights = folder / "model.safetensors"
     state = {name: value.detach().cpu().contiguous() for name, value in _only(model).state_dict().items()}
     with atomic_path(weights) as temporary:
@@ -100,7 +100,7 @@ def export_onnx(run: str | Path, output: str | Path) -> Path:
             "ONNX export needs the extra packages", code="E540", fix="pip install 'medseg[onnx]'"
         ) from error
     model = load_model(run)
-    folder = _target(output, model)
+    folder = _target(output, model, "onnx")
     graph = folder / "model.onnx"
     network = _only(model)
     with atomic_path(graph) as temporary:
@@ -124,7 +124,7 @@ def export_bundle(run: str | Path, output: str | Path) -> Path:
         UsageError, CheckpointError, ResourceError: as `export_package`.
     """
     model = load_model(run)
-    folder = _target(output, model, mark="configs/metadata.json")
+    folder = _target(output, model, "state_dict")
     write_bundle(model, folder, describe(model), model_card(model, run))
     return folder
 
@@ -170,10 +170,10 @@ def _identity(model: Model) -> str:
     return hash_weights([model.network]).hexdigest()
 
 
-def _target(output: str | Path, model: Model, mark: str = MODEL_FILE) -> Path:
+def _target(output: str | Path, model: Model, kind: str) -> Path:
     _only(model)
     folder = Path(output)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MODEL_FILE).is_file()):
         raise UsageError(
             "the folder holds something else",
             field="output",
@@ -182,12 +182,13 @@ def _target(output: str | Path, model: Model, mark: str = MODEL_FILE) -> Path:
         )
     if (folder / MODEL_FILE).is_file():
         try:
-            found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8")).get("identity")
-        except (OSError, ValueError, AttributeError):
+            facts = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+            found = facts["identity"], facts["weights"]["kind"]
+        except (OSError, ValueError, KeyError, TypeError):
             found = None
-        if found != _identity(model):
+        if found != (_identity(model), kind):
             raise UsageError(
-                "the folder holds the export of another model", field="output", file=folder,
+                "the folder holds the export of another model, or in another form", field="output", file=folder,
                 fix="name another folder, or remove this one",
             )  # fmt: skip
     return folder

@@ -21,6 +21,7 @@ _GAP = 0.1  # relative difference of a gap from the median gap that rounding of 
 _SAME_PLACE_MM = 1e-3
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SHOWN = 6
+SEG_FIX = "write masks as NIfTI: medseg predict --format nifti"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def find_grid(
     def refuse(kind: type[MedsegError], code: str, message: str, found: object, fix: str) -> None:
         problems.append(kind(message, code=code, case=case, file=path, found=found, fix=fix))
 
+    if any(s.kind == "SEG" for s in slices):
+        message, fix = "a DICOM segmentation (SEG), which is written but not read", f"{SEG_FIX}; convert one of others"
+        raise DataError(message, code="E349", case=case, file=path, fix=fix)
     scouts = [s for s in slices if s.kind.endswith("LOCALIZER")]
     if scouts:
         refuse(DataError, "E349", "a localizer in the series", _names(scouts), "remove the localizer images")

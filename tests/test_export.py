@@ -183,6 +183,11 @@ def test_exports_do_not_overwrite_what_is_not_theirs(run, tmp_path):
         with pytest.raises(CheckpointError):
             export(tmp_path / "nothing", tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "configs").mkdir()  # a bundle that is not medseg's, such as one of MONAI's model zoo
+    (tmp_path / "configs" / "metadata.json").write_text("{}")
+    with pytest.raises(UsageError, match="something else"):
+        export_bundle(run, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_export_of_another_model_is_not_replaced(run, tmp_path):
@@ -194,6 +199,8 @@ def test_an_export_of_another_model_is_not_replaced(run, tmp_path):
             export(other, tmp_path / f"x{number}")
         assert (tmp_path / f"x{number}" / "model.json").read_bytes() == before
         export(run, tmp_path / f"x{number}")  # the same model again
+    with pytest.raises(UsageError, match="another form"):
+        export_package(run, tmp_path / "x1")
     assert medseg.export_package is export_package
 
 

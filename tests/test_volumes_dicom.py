@@ -14,6 +14,7 @@ import pytest
 from test_volumes_geometry import oblique
 
 from medseg.errors import DataError, FormatError, MedsegError, ResourceError, UsageError
+from medseg.evaluation import evaluate
 from medseg.volumes import case_id, list_inputs, read_geometry, read_image, write_label, write_segmentation
 
 ARRAY = corpus.image((7, 6, 5), seed=3)  # columns, rows, slices
@@ -260,6 +261,16 @@ def test_segmentation_object_comes_back_where_it_belongs(tmp_path: Path) -> None
         assert_missing_frames_are_empty=True,
     )
     np.testing.assert_array_equal(frames.transpose(2, 1, 0), np.where(label == 4, 2, label))
+    with pytest.raises(DataError, match="segmentation") as caught:
+        read_geometry(tmp_path / "seg.dcm")
+    assert (caught.value.code, "--format nifti" in (caught.value.fix or "")) == ("E349", True)
+    for name in ("masks", "labels"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "seg.dcm").rename(tmp_path / "masks" / "a.dcm")
+    write_label(tmp_path / "labels" / "a.nii.gz", label, volume)
+    with pytest.raises(DataError) as caught:
+        evaluate(tmp_path / "masks", tmp_path / "labels")
+    assert "--format nifti" in (caught.value.fix or "")
     assert written.PatientName == "CANARY^NAME"  # the standard demands it, here and only here
     second = tmp_path / "again.dcm"
     write_segmentation(second, label, volume, {1: "liver", 4: "tumour"})
