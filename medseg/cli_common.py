@@ -125,11 +125,11 @@ def _terminate(number: int, _frame: Any) -> None:
 
 
 @contextmanager
-def kept(text: str) -> Iterator[None]:
-    """Say what stays and how to go on when Ctrl-C or SIGTERM ends the block."""
+def kept(text: str, *errors: type[MedsegError]) -> Iterator[None]:
+    """Say what stays and how to go on when Ctrl-C or SIGTERM ends the block, or one of `errors`."""
     try:
         yield
-    except (KeyboardInterrupt, _Terminated):
+    except (KeyboardInterrupt, _Terminated, *errors):
         note(text)
         raise
 

@@ -23,6 +23,7 @@ from medseg.cli_common import (
     state,
     table,
 )
+from medseg.errors import MedsegError
 
 
 def train(
@@ -211,7 +212,8 @@ def _score_and_report(run: Path, title: str) -> Path:
     from medseg import evaluation
     from medseg import report as program
 
-    with kept(f"the run is finished; its scores and report: {shlex.join(['medseg', 'evaluate', str(run)])}"):
+    command = shlex.join(["medseg", "evaluate", str(run)])
+    with kept(f"the run is finished; its scores and report: {command}", MedsegError):
         if _held_out(run):
             show_summary(evaluation.evaluate(run, progress=not state["json"]), _chosen_metrics(run), title=title)
         return program.write_report(run)

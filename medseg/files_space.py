@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,8 @@ _NOT_WRITABLE = {
     errno.EEXIST,
     errno.EIO,
 }
-_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "unexpected pos")
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "unexpected pos", "iostream error")
+_RUST = re.compile(r"\(os error (\d+)\)$")  # how libraries in Rust (safetensors) name what the system refused
 
 
 @contextlib.contextmanager
@@ -64,10 +67,12 @@ def resource_error(
 ) -> ResourceError | None:
     """`error` as a ResourceError about writing `path`, or None when it is about something else.
 
-    torch.save reports a full disk as a RuntimeError that names its `inline_container.cc`.
+    torch.save reports a full disk as a RuntimeError that names its `inline_container.cc` or its stream.
     """
     if isinstance(error, RuntimeError) and any(mark in str(error) for mark in _TORCH_WRITER):
         return _full(path, needed, _free(path))
+    if (told := _RUST.search(str(error))) is not None:
+        error = OSError(int(told[1]), os.strerror(int(told[1])))
     if not isinstance(error, OSError):
         return None
     if error.errno in _DISK_FULL:
@@ -88,7 +93,7 @@ def _full(path: Path, needed: int | None, free: int | None) -> ResourceError:
         file=path,
         expected=None if needed is None else f"{needed} bytes",
         found=None if free is None else f"{free} bytes free",
-        fix="free space or choose another folder, then run the same command again",
+        fix="free space or choose another folder",
     )
 
 

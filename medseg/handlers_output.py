@@ -6,6 +6,8 @@ import csv
 import io
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -49,18 +51,37 @@ class TableOutput:
 
 
 class TensorBoardOutput:
-    """tensorboard/: the numbers of log.csv, and after a validation one slice with reference and prediction."""
+    """tensorboard/: the numbers of log.csv, and after a validation one slice with reference and prediction.
+
+    What cannot be written (the disk is full) is told and ends this record alone: whether training goes on is for the
+    checkpoints to say.
+    """
 
     def __init__(self, session: Session) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # after a resume, what was written beyond the checkpoint is hidden
         again = session.progress.iteration or None
-        self.writer = SummaryWriter(str(session.run.path / "tensorboard"), purge_step=again and again + 1)
+        self.writer: Any = None
+        with self._told():
+            self.writer = SummaryWriter(str(session.run.path / "tensorboard"), purge_step=again and again + 1)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            print(f"note: TensorBoard's file cannot be written any more ({error.strerror})", file=sys.stderr)
 
     def iterated(self, session: Session) -> None: ...
 
     def finished_epoch(self, session: Session, row: dict[str, Any]) -> None:
+        if self.writer is not None:
+            with self._told():
+                self._write(session, row)
+
+    def _write(self, session: Session, row: dict[str, Any]) -> None:
         step = session.progress.iteration
         for name, value in row.items():
             if isinstance(value, int | float) and name not in ("epoch", "iteration"):
@@ -71,7 +92,9 @@ class TensorBoardOutput:
         self.writer.flush()
 
     def close(self, session: Session) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            with self._told():
+                self.writer.close()
 
 
 class MlflowOutput:

@@ -278,11 +278,11 @@ def _status(run: RunFolder, group: Group, show: Any) -> Iterator[None]:
             with contextlib.suppress(ResourceError):  # the disk is full: the error itself says so
                 run.set_status(state, exit_code=code, message=message)
 
+    command = shlex.join(["medseg", "train", "--resume", str(run.path)])
     note("running")
     try:
         yield
     except Stopped as stopped:
-        command = shlex.join(["medseg", "train", "--resume", str(run.path)])
         note("interrupted", 128 + stopped.number, stopped.name)
         show(f"stopped by {stopped.name}; everything is saved. Continue with: {command}")
         if stopped.name == "SIGINT":
@@ -290,6 +290,8 @@ def _status(run: RunFolder, group: Group, show: Any) -> Iterator[None]:
         raise SystemExit(128 + stopped.number) from None
     except MedsegError as error:
         note("failed", error.exit_code, error.message)
+        if error.code == "E501" and any(run.path.glob("last*.pt")):  # the same command would begin anew
+            error.fix = f"free space, then: {command}"
         raise
     except BaseException as error:
         note("failed", 130 if isinstance(error, KeyboardInterrupt) else 1, type(error).__name__)

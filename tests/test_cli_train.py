@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from tiny import tiny_pipeline, write_cases
 
-from medseg import evaluation, training
+from medseg import evaluation, files, report, training
 from medseg.checkpoint import load_model, read_state
 from medseg.cli import main
 from medseg.config import to_yaml
 from medseg.engine_session import Session
+from medseg.errors import ResourceError
 from medseg.training import LearningRates
 
 
@@ -56,6 +59,29 @@ def test_find_lr_looks_at_the_fold_and_the_weights_that_were_named(place, monkey
     for fold in ("1", "none", "all"):
         assert call(*command, "--fold", fold) == 0
     assert asked == [(1, Path("x")), (None, Path("x")), (0, Path("x"))]
+
+
+def test_a_full_disk_names_the_command_that_goes_on(place, capsys, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    saved = []
+
+    def written():
+        saved.extend(path for path in place.glob("runs/tiny/*/last.pt") if path not in saved)
+        if saved:  # the one of the first epoch is there
+            raise full
+
+    monkeypatch.setitem(files.FAIL_POINTS, "written", written)
+    command = ["train", place / "tiny.yaml", "--data", place / "data", "-o", place / "runs", "--set", "train.epochs=2"]
+    assert call(*command, "--cache", place / "cache", "--device", "cpu") == 5
+    (run,) = (place / "runs" / "tiny").iterdir()
+    assert f"fix: free space, then: medseg train --resume {run}" in capsys.readouterr().err
+    files.FAIL_POINTS.clear()
+    monkeypatch.setattr(report, "write_text", Mock(side_effect=ResourceError("full", code="E501")))
+    assert call("train", "--resume", run) == 5
+    said = capsys.readouterr()
+    assert "continuing after iteration 1" in said.err
+    assert f"its scores and report: medseg evaluate {run}" in said.err
+    assert "ball" in said.out
 
 
 def test_every_fold_with_pooled_scores_and_their_ensemble(place, capsys):

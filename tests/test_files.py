@@ -179,6 +179,29 @@ def test_torchs_own_report_of_a_full_disk(tmp_path: Path) -> None:
     assert caught.value.code == "E501"
 
 
+@pytest.mark.parametrize("writer", ["torch", "safetensors"])
+def test_libraries_own_reports_of_a_full_disk(tmp_path: Path, writer: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    state = {f"weight{n}": torch.zeros(1000) for n in range(10)}
+    save = torch.save if writer == "torch" else save_file
+    save(state, tmp_path / "whole")
+    size = (tmp_path / "whole").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for limit in (0, 1000, size // 2, size - 2000, size - 200, size - 1):  # torch has words of its own for each part
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+            with pytest.raises(ResourceError) as caught, files.atomic_path(tmp_path / "a") as temporary:
+                save(state, temporary)
+            assert caught.value.code == "E501", limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(tmp_path) == ["whole"]
+
+
 def test_errors_about_other_files_are_not_called_output_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), files.atomic_write(tmp_path / "a"):
         Path("/no/such/input").read_bytes()

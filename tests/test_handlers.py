@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import signal
 import sys
 import threading
@@ -83,6 +84,22 @@ def test_tensorboard_has_numbers_and_a_picture(tmp_path):
     assert found.Scalars("validation/Dice_a")[0].step == 5
     assert found.Scalars("score")[0].value == 0.5
     assert found.Images("validation/case")[0].width == 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes in a thread
+def test_a_full_disk_ends_tensorboards_record_alone(tmp_path, capsys):
+    one = session(tmp_path)
+    output = TensorBoardOutput(one)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for _ in range(2):
+            output.finished_epoch(one, one.progress.history[0])
+        output.close(one)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert capsys.readouterr().err == "note: TensorBoard's file cannot be written any more (File too large)\n"
 
 
 def test_lines_and_bar_tell_score_and_time_left(tmp_path, capsys):
