@@ -22,7 +22,7 @@ from medseg.evaluation_pairs import Reading, check_grids, without_probabilities
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, map_cases
 from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
-from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
+from medseg.evaluation_views import calibration_entries, choose_cases, results_folder, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
     SCHEMA,
@@ -156,11 +156,6 @@ def evaluate(
     rows, better = collect_rows(results, plan.scoring.metrics)
     summary = _summarise(plan, reading, rows, better, results, seed, [*plan.notes, *notes])
     summary["cases"]["resampled"] = resampled
-    if watched is not None:
-        scores = partial(summarise_rows, groups=summary["groups"], seed=seed)
-        more = score_observer(plan, reading, watched, scores=scores, workers=count, progress=progress)
-        summary["observer"], note = more
-        summary["notes"] += note
     chosen, metric = choose_cases(rows, better, summary["main_score"])
     attention = None
     if plan.run is not None:
@@ -170,12 +165,18 @@ def evaluate(
             attention = AttentionMaps(plan.run)
         except Exception as error:  # the scores are worth more than what the report shows beside them
             summary["notes"].append(f"There are no attention maps: {said(error)}.")
-    summary["views"], more_notes = write_views(
-        plan.output / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances, attention
-    )
-    summary["notes"] += more_notes
-    summary["seconds"] = round(time.time() - started, 1)
-    return _write(plan.output, rows, summary, formats)
+    with results_folder(plan.output) as folder:
+        if watched is not None:
+            scores = partial(summarise_rows, groups=summary["groups"], seed=seed)
+            more = score_observer(folder, plan, reading, watched, scores=scores, workers=count, progress=progress)
+            summary["observer"], note = more
+            summary["notes"] += note
+        summary["views"], more_notes = write_views(
+            folder / "views", chosen, metric, plan.pairs, reading, plan.scoring.instances, attention
+        )
+        summary["notes"] += more_notes
+        summary["seconds"] = round(time.time() - started, 1)
+        return _write(folder, plan.output, rows, summary, formats)
 
 
 def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, seed: int = 0) -> Evaluation:
@@ -232,7 +233,8 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
         "notes": ["Scores that are computed over all cases at once are not put together from folds."],
     }  # fmt: skip
     target = Path(output) if output is not None else Path(runs[0]).parent / "cross_validation"
-    return _write(target, rows, summary, ())
+    with results_folder(target) as folder:
+        return _write(folder, target, rows, summary, ())
 
 
 def _summarise(
@@ -288,11 +290,13 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _write(folder: Path, rows: Sequence[ScoreRow], summary: dict[str, Any], formats: Sequence[str]) -> Evaluation:
+def _write(
+    folder: Path, final: Path, rows: Sequence[ScoreRow], summary: dict[str, Any], formats: Sequence[str]
+) -> Evaluation:
     write_cases(folder / "cases.csv", rows)
     write_summary(folder / "summary.json", summary)
     for name in formats:
         file, make = _FORMATS[name]
         write_text(folder / file, make(all_scores(summary)))
     cases = summary["cases"]
-    return Evaluation(folder, tuple(rows), summary, tuple(cases["missing"]), tuple(cases["extra"]))
+    return Evaluation(final, tuple(rows), summary, tuple(cases["missing"]), tuple(cases["extra"]))

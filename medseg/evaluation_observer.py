@@ -53,6 +53,7 @@ def find_observer(
 
 
 def score_observer(
+    folder: Path,
     plan: Plan,
     reading: Reading,
     pairs: Sequence[Pair],
@@ -64,6 +65,7 @@ def score_observer(
     """Score the second observer, write observer.csv, and give what summary.json and its notes say.
 
     Args:
+        folder: for observer.csv.
         plan: of the evaluation.
         reading: how its labels are read; the observer's files are read as the references are.
         pairs: of `find_observer`.
@@ -81,7 +83,7 @@ def score_observer(
     )
     results = map_cases(work, pairs, workers=workers, progress=progress, title="scoring the second observer")
     rows, better = collect_rows(results, plan.scoring.metrics)
-    write_cases(plan.output / "observer.csv", rows)
+    write_cases(folder / "observer.csv", rows)
     lacking = len(plan.pairs) - len(pairs)
     notes = [f"{lacking} cases have no label of the second observer, whose lines are over the other {len(pairs)}."]
     return {"cases": len(pairs), "scores": scores(rows, better=better)}, notes if lacking else []

@@ -94,7 +94,8 @@ def render(folder: Path, scores: Path | None) -> str:
     page = score_sections(rows, summary)
     if split and not split.get("validation") and not rows:
         page["sentences"] = ["No case was kept for validation: this run was trained on all of them and scores none."]
-    page["cases"] = _pictures(scores, summary) if scores else []
+    # without the summary that names them they may be of another evaluation, which was killed before it wrote its own
+    page["cases"] = _pictures(scores, summary) if scores and (scores / "summary.json").is_file() else []
     page["cases_hint"] = _pictures_hint(page["cases"])
     page["sliders"] = any(len(plane.captions) > 1 for case in page["cases"] for plane in case["planes"])
     objects = any(case["objects"] for case in page["cases"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
+import os
 import shutil
 
 import nibabel
@@ -23,6 +25,7 @@ from medseg.evaluation_views import choose_cases
 from medseg.files import safe_stem
 from medseg.inference.outputs import probability_file
 from medseg.metrics.statistics import summarise
+from medseg.report import write_report
 from medseg.tables import (
     POOLED,
     SCHEMA,
@@ -80,6 +83,53 @@ def test_values_and_counts(folders):
     assert (entry["n"], entry["missed"], entry["scored"], entry["better"]) == (6, 1, 5, "higher")
     assert entry["low"] < entry["mean"] < entry["high"] <= 1
     assert (result.missing, result.extra, result.exit_code) == (("case_5",), ("stray",), 4)
+
+
+def test_killed_at_any_moment_no_summary_stands_beside_the_table_of_another_evaluation(folders, monkeypatch):
+    """Every file that gets its name is one moment; whatever stands together is of one evaluation."""
+    out, real, left = folders / "out", os.replace, [0]
+    facts = {"labels": "1=liver", "workers": 1, "output": out, "metrics": ["Dice"]}
+
+    def replace(*names):
+        if not left[0]:
+            raise SystemExit  # nothing after this moment happens, as with SIGKILL
+        left[0] -= 1
+        real(*names)
+
+    def values(folder):
+        return sorted(row.value for row in read_cases(folder / "cases.csv"))
+
+    before = values(evaluate(folders / "ref", folders / "ref", **{**facts, "formats": ["latex"]}).folder)
+    write_report(out)
+    after = values(evaluate(folders / "pred", folders / "ref", **{**facts, "output": folders / "other"}).folder)
+    assert before != after
+    monkeypatch.setattr(os, "replace", replace)
+    seen = set()
+    for moment in range(50):
+        left[0] = moment
+        with contextlib.suppress(SystemExit):
+            evaluate(folders / "pred", folders / "ref", **facts)
+        assert not list(out.rglob(".medseg-*"))
+        now = values(out)
+        assert now in (before, after)
+        whole = (out / "summary.json").is_file()
+        seen.add((now == after, whole))
+        if whole:
+            (score,) = read_summary(out / "summary.json")["scores"]
+            assert score["mean"] == pytest.approx(sum(now) / 6)
+            assert {view.score for view in read_views(out / "views")} <= set(now)
+            assert [(out / name).exists() for name in ("scores.tex", "report.html")] == [now == before] * 2
+        if left[0]:
+            break
+    assert seen == {(False, True), (False, False), (True, False), (True, True)}
+
+
+def test_without_a_summary_the_report_shows_no_pictures_of_another_evaluation(folders):
+    folder = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, metrics=["Dice"]).folder
+    pictures = '<section id="cases">'
+    assert pictures in write_report(folder).read_text()
+    (folder / "summary.json").unlink()
+    assert pictures not in write_report(folder).read_text()
 
 
 def test_files_written_can_be_read_back(folders):

@@ -191,7 +191,7 @@ def test_libraries_own_reports_of_a_full_disk(tmp_path: Path, writer: str) -> No
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        for limit in (0, 1000, size // 2, size - 2000, size - 200, size - 1):  # torch has words of its own for each part
+        for limit in (0, 1000, size // 2, size - 2000, size - 200, size - 1):  # torch has several words
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
             with pytest.raises(ResourceError) as caught, files.atomic_path(tmp_path / "a") as temporary:
                 save(state, temporary)

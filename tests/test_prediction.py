@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nibabel
 import numpy as np
@@ -23,7 +26,7 @@ from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import HOST, TEMPORARY
 from medseg.inference import OverlapTileInferer
 from medseg.inference.cost import certify
-from medseg.inference.outputs import plan_outputs
+from medseg.inference.outputs import plan_outputs, probability_file
 from medseg.networks import UNet
 from medseg.prediction import predict
 
@@ -626,3 +629,15 @@ def test_the_format_may_be_in_capitals(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 200, (20, 30), np.uint8)).save(tmp_path / "a.tif")
     predict(make_model(2, colour="grey"), tmp_path / "a.tif", tmp_path / "out", format="PNG", progress=False)
     assert (tmp_path / "out" / "a.png").is_file()
+
+
+def test_old_probabilities_go_wholly_or_not_at_all(tmp_path, monkeypatch):
+    """Killed while they are removed, none are left: a Zarr folder that lost a part reads as zeros."""
+    path = tmp_path / "a.probabilities.zarr"
+
+    for _ in range(2):
+        with contextlib.suppress(SystemExit), probability_file(path, (4, 4)) as put:
+            put((slice(0, 4), slice(0, 4)), np.ones((2, 4, 4), np.float32))
+            if path.exists():  # killed in the middle of removing it
+                monkeypatch.setattr(shutil, "rmtree", Mock(side_effect=SystemExit))
+    assert not path.exists()

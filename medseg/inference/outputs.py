@@ -28,6 +28,7 @@ __all__ = [
     "probability_file",
     "protect",
     "record",
+    "remove",
     "replaced",
     "take_name",
 ]
@@ -228,13 +229,29 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[t
 
     try:
         yield put
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         os.replace(temporary, path)
     except OSError as error:
         raise files.resource_error(error, path, temporary=temporary) or error from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove an output of a case, wholly or not at all.
+
+    Raises:
+        ResourceError: it cannot be removed.
+    """
+    if not path.exists():
+        return
+    # renamed first: a Zarr folder that was removed in part reads as zeros
+    gone = path.with_name(temporary_name(path.suffix))
+    try:
+        os.replace(path, gone)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    except OSError as error:
+        raise files.resource_error(error, path, temporary=gone) or error from error
 
 
 def _named(path: Path, suffix: str) -> str:

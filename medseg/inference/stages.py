@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +23,7 @@ from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
 from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import resident_bytes
-from medseg.inference.outputs import Job, header_of, probability_file, record, replaced
+from medseg.inference.outputs import Job, header_of, probability_file, record, remove, replaced
 
 __all__ = ["Work"]
 
@@ -164,9 +162,9 @@ class Work:
             # and its record for that of the new mask, were this process killed before it writes another
             job.record.unlink(missing_ok=True)
             if not self.probabilities:
-                _remove(job.probabilities)
+                remove(job.probabilities)
             if sample.get("picture") is None:
-                _remove(job.overlay)
+                remove(job.overlay)
         return {
             "label": None if streams and "picture" not in sample else label,
             "like": like,
@@ -194,18 +192,6 @@ class Work:
             outputs.append(job.overlay)
         record(job, self.identity, self.options, outputs, result["state"])
         return {"notes": result["notes"]}
-
-
-def _remove(path: Path) -> None:
-    if not path.exists():
-        return
-    # renamed first: a Zarr folder that was removed in part reads as zeros
-    gone = path.with_name(temporary_name(path.suffix))
-    try:
-        os.replace(path, gone)
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    except OSError as error:
-        raise files.resource_error(error, path, temporary=gone) or error from error
 
 
 def _write(writer: Any, start: int, slab: np.ndarray) -> None:
