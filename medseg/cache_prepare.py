@@ -53,14 +53,13 @@ def run_jobs(
 
 def choose_workers(cases: Sequence[Case]) -> int:
     """Processes for these cases: bounded by cores and free memory; 1 where the work is small."""
-    import psutil
-
     from medseg.hardware import real_cores
+    from medseg.inference.memory import available_memory
 
     sizes = [sum(_size(path) for path in case.images) for case in cases]
     if not sizes or sum(sizes) < _SMALL:
         return 1
-    fitting = int(psutil.virtual_memory().available * 0.7 / max(1, max(sizes) * _BYTES_PER_INPUT_BYTE))
+    fitting = int(available_memory() * 0.7 / max(1, max(sizes) * _BYTES_PER_INPUT_BYTE))
     return max(1, min(real_cores(), len(cases), fitting))
 
 

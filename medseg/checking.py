@@ -9,7 +9,6 @@ hashing release the interpreter's lock.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg.cache_prepare import choose_workers
 from medseg.component import nearest
 from medseg.config import DatasetSpec
 from medseg.data import Case, check_leaks, data_root, find_cases, read_channels, read_fov, read_reference
@@ -72,7 +72,7 @@ def check_dataset(
         spec: the data set's facts.
         root: the data root.
         only: ids of the cases to read; checks across cases are then left out.
-        workers: threads; as many as cores when None.
+        workers: threads; as many as cores and memory allow when None.
         progress: show a bar on the terminal's error stream.
 
     Raises:
@@ -87,7 +87,7 @@ def check_dataset(
     chosen = _choose(cases, only)
     if only:
         problems = [problem for problem in problems if problem.case in (None, *only)]
-    findings = _read_all(chosen, spec, workers or os.cpu_count() or 1, progress)
+    findings = _read_all(chosen, spec, workers or choose_workers(chosen), progress)
     report = CheckReport(len(chosen), problems)
     for case in chosen:
         finding = findings[case.id, case.split]

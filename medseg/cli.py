@@ -180,7 +180,9 @@ def evaluate(
     observer: Annotated[
         str | None, typer.Option(help="Second observer's labels: a folder, or a path with {id}.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; as many as cores when not given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; as many as cores and memory allow when not given.")
+    ] = None,
     format: Annotated[list[str] | None, typer.Option(help="Also write a table: markdown, latex.")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -20,7 +20,7 @@ from medseg.evaluation_labels import settle_labels
 from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids, without_probabilities
 from medseg.evaluation_plan import Plan, make_plan
-from medseg.evaluation_pool import count_workers, map_cases
+from medseg.evaluation_pool import count_workers, largest_reference, map_cases
 from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, results_folder, said, write_views
 from medseg.files import probe_writable, write_text
@@ -119,7 +119,7 @@ def evaluate(
         resample: bring predictions on other grids to the reference's by nearest neighbour, instead of refusing them.
         observer: a second observer's labels, scored by the same code beside the predictions: a folder with the cases'
             names, or a pattern such as `labels/{id}_2ndHO.png` (below the working folder or the data root).
-        workers: processes; as many as cores when None.
+        workers: processes; as many as cores and memory allow when None.
         formats: "markdown", "latex": tables to write beside.
         seed: of the bootstrap.
         progress: show a bar on standard error.
@@ -148,7 +148,7 @@ def evaluate(
     resampled = check_grids(plan.pairs, resample=resample, affine=plan.reading.affine)
     pairs, told = without_probabilities(plan.pairs, resampled)
     plan = replace(plan, pairs=pairs, notes=[*plan.notes, *told])
-    count = count_workers(workers, len(plan.pairs))
+    count = count_workers(workers, len(plan.pairs), largest_reference(plan.pairs, affine=plan.reading.affine))
     reading, notes = settle_labels(plan, workers=count, progress=progress)
     scoring = replace(plan.scoring, stored=any(pair.probabilities for pair in plan.pairs))
     work = partial(score_pair, reading=reading, scoring=scoring)

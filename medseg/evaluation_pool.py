@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -11,21 +12,44 @@ from functools import partial
 from typing import Any
 
 from medseg.errors import MedsegError, ResourceError, UsageError, collect
+from medseg.inference.memory import available_memory
 from medseg.processes import process_pool, without_script
+from medseg.volumes import read_geometry
 
-__all__ = ["count_workers", "map_cases"]
+__all__ = ["count_workers", "largest_reference", "map_cases"]
 
 
-def count_workers(workers: int | None, cases: int) -> int:
-    """Processes to use: as many as cores, but not more than cases.
+# what scoring a case holds at its peak for a voxel of its image; measured: 8 to 14 for smooth structures, 87 for noise
+_BYTES_PER_VOXEL = 40
+_PROCESS = 2**28  # bytes that a process takes before it has read anything
+
+
+def count_workers(workers: int | None, cases: int, voxels: int = 0) -> int:
+    """Processes to use: as many as asked for; else as many as cores and free memory allow. Not more than cases.
+
+    Args:
+        workers: as asked for; None: as many as cores and memory allow.
+        cases: how many there are.
+        voxels: of the largest case.
 
     Raises:
         UsageError: less than one was asked for.
     """
     if workers is not None and workers < 1:
         raise UsageError("at least one process is needed", field="workers", expected="1 or more", found=workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or cores, cases))
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, int(available_memory() * 0.7 / (_PROCESS + voxels * _BYTES_PER_VOXEL)))
+    return max(1, min(workers, cases))
+
+
+def largest_reference(pairs: Sequence[Any], *, affine: str = "auto") -> int:
+    """Voxels of the largest reference, from the headers. One that cannot be read is refused by who reads it."""
+    found = [0]
+    for pair in pairs:
+        with contextlib.suppress(MedsegError):
+            found.append(math.prod(read_geometry(pair.reference, affine=affine)[0].shape))
+    return max(found)
 
 
 def map_cases(

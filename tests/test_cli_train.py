@@ -37,7 +37,7 @@ def told(capsys) -> dict:
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     """Starting processes that score takes longer than scoring four tiny cases."""
-    monkeypatch.setattr(evaluation, "count_workers", lambda workers, cases: 1)
+    monkeypatch.setattr(evaluation, "count_workers", lambda workers, cases, voxels: 1)
 
 
 @pytest.fixture

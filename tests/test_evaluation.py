@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medseg import evaluation_pool
 from medseg.cli import main
 from medseg.entry import add_dataset
 from medseg.errors import CasesFailed, CheckpointError, DataError, GeometryError, LabelError, MedsegError, UsageError
 from medseg.evaluation import evaluate, pool_runs
-from medseg.evaluation_pairs import Reading, parse_labels
-from medseg.evaluation_pool import count_workers
+from medseg.evaluation_pairs import Reading, match_folders, parse_labels
+from medseg.evaluation_pool import count_workers, largest_reference
 from medseg.evaluation_probabilities import calibration_counts
 from medseg.evaluation_views import choose_cases
 from medseg.files import safe_stem
@@ -849,6 +850,21 @@ def test_label_texts():
         with pytest.raises(UsageError):
             parse_labels(wrong)
     assert count_workers(8, 3) == 3
+
+
+def test_large_volumes_are_scored_in_as_many_processes_as_memory_allows(folders, monkeypatch):
+    (folders / "ref" / "case_9.nii.gz").write_bytes(b"no image")  # told by who reads it
+    save(folders / "ref" / "case_8.nii.gz", cube(shape=(20, 18, 40)))
+    pairs, _ = match_folders(folders / "pred", folders / "ref")
+    assert largest_reference(pairs) == 20 * 18 * 40
+    voxels, cores = 512 * 512 * 1000, len(os.sched_getaffinity(0))
+    asked = []
+    for gigabytes in (1, 20, 10_000):
+        monkeypatch.setattr(evaluation_pool, "available_memory", lambda free=gigabytes: free * 2**30)
+        asked.append(count_workers(None, 1000, voxels))  # a case takes 10 GB, a process a quarter of one
+        assert count_workers(None, 1000, 1) == min(cores, 4 * gigabytes * 7 // 10)
+        assert count_workers(8, 1000, voxels) == 8  # as asked for
+    assert asked == [1, 1, cores]
 
 
 def test_attention_maps_lie_on_the_image(tmp_path):
