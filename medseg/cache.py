@@ -193,7 +193,19 @@ def preprocess_sample(
 
 
 def default_folder() -> Path:
-    """The platform's place for caches: ~/.cache/medseg, ~/Library/Caches/medseg or %LOCALAPPDATA%\\medseg."""
+    """The platform's place for caches: ~/.cache/medseg, ~/Library/Caches/medseg or %LOCALAPPDATA%\\medseg.
+
+    Raises:
+        ResourceError: E500, the user has no home folder (a container's number without a name, and no HOME).
+    """
+    try:
+        return _default_folder()
+    except RuntimeError as error:
+        fix = "name a folder with --cache, or set HOME"
+        raise ResourceError("there is no home folder for preprocessed cases", field="--cache", fix=fix) from error
+
+
+def _default_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "medseg"
     if sys.platform == "win32":

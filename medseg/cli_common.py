@@ -51,7 +51,7 @@ def expand_home(arguments: Sequence[str]) -> list[str]:
     >>> expand_home(["--data=~/x", "--set", "a~b=c"]) == [f"--data={Path.home()}/x", "--set", "a~b=c"]
     True
     """
-    home = Path.home().as_posix()
+    home = Path(os.path.expanduser("~")).as_posix()  # Path.home() fails where a user has none
     return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + home, text) for text in arguments]
 
 

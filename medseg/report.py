@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import time
 from collections.abc import Mapping
 from importlib import resources
@@ -87,7 +88,7 @@ def render(folder: Path, scores: Path | None) -> str:
     pipeline = _read_text(folder / "pipeline.yaml", notes)
     columns = read_log(folder / "log.csv", notes)
     # the page is sent to others: where the files lay is none of their business
-    folders = [str(provenance.get("data") or ""), str(Path.home()), str(folder.resolve()), str(Path.cwd())]
+    folders = [str(provenance.get("data") or ""), os.path.expanduser("~"), str(folder.resolve()), str(Path.cwd())]
     status, provenance, summary, pipeline, notes = (
         hide_paths(part, folders) for part in (status, provenance, summary, pipeline, notes)
     )

@@ -20,10 +20,11 @@ from medseg import cache, component_table
 from medseg.cache import BlockArray, CaseStore, MemoryCase, StoredCase, default_folder
 from medseg.cache_blocks import mirror_index
 from medseg.cache_case import KEPT, index_classes
+from medseg.cli_common import expand_home
 from medseg.component import Component
 from medseg.config import load_dataset
 from medseg.data import find_cases, load_sample
-from medseg.errors import DataError, FormatError, MedsegError
+from medseg.errors import DataError, FormatError, MedsegError, ResourceError
 from medseg.files import FAIL_POINTS
 
 
@@ -300,3 +301,14 @@ def test_the_default_folder_follows_the_platform(monkeypatch):
     monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
     assert default_folder() == Path("/local/medseg")
+
+
+def test_without_a_home_folder_a_place_for_the_store_has_to_be_named(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # a user that the system does not know
+    with pytest.raises(ResourceError, match="no home folder") as caught:
+        default_folder()
+    assert "--cache" in caught.value.fix
+    assert expand_home(["--data=~/x", "y"]) == ["--data=~/x", "y"]  # the commands that need no store work
