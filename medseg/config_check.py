@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from medseg.component import Component, build_component, check_component, find_protocol, parse_component
 from medseg.component_table import find_part, makes_labels
-from medseg.config import Pipeline, load_dataset
 from medseg.config_dataset import DatasetSpec
 from medseg.config_override import BUDGETS
+from medseg.config_pipeline import Pipeline
 from medseg.config_yaml import Document, Path_
 from medseg.errors import ConfigError, MedsegError
 
@@ -28,7 +27,10 @@ _LISTS = {"preprocess": "transform", "augment": "transform", "postprocess": "pos
 
 
 def check_pipeline(
-    document: Document, pipeline: Pipeline | None, problems: list[MedsegError], *, root: str | Path | None = None
+    document: Document,
+    pipeline: Pipeline | None,
+    problems: list[MedsegError],
+    find_dataset: Callable[[str], DatasetSpec],
 ) -> list[MedsegError]:
     """All that is wrong with a pipeline, in the order of its file.
 
@@ -36,7 +38,7 @@ def check_pipeline(
         document: the file, overrides laid over.
         pipeline: what was read from it, or None when `problems` kept it from being read.
         problems: faults of keys and values found so far; components are checked all the same.
-        root: the data root, for a data set that the user has added.
+        find_dataset: gives the facts of a data set by its name, or raises a MedsegError.
     """
     found = list(problems)
     if pipeline is None:  # the model's own checks across keys wait for every key to be right; these do not
@@ -52,7 +54,7 @@ def check_pipeline(
         if not faults:
             sound[path] = (part, kind)
     found += [*_without_side(document, sound), *_without_objects(document)]
-    spec = _spec(document, found, root)
+    spec = _spec(document, found, find_dataset)
     patch = pipeline.train.patch if pipeline else None
     # two numbers for a volume: a 2-D network on its slices
     if spec is not None and patch is not None and len(patch) > spec.dims:
@@ -146,12 +148,14 @@ def _without_side(document: Document, sound: dict[Path_, tuple[Component, str]])
         )  # fmt: skip
 
 
-def _spec(document: Document, found: list[MedsegError], root: str | Path | None) -> DatasetSpec | None:
+def _spec(
+    document: Document, found: list[MedsegError], find_dataset: Callable[[str], DatasetSpec]
+) -> DatasetSpec | None:
     name = document.value.get("dataset") if isinstance(document.value, dict) else None
     if not isinstance(name, str):
         return None
     try:
-        spec = load_dataset(name, root=root)
+        spec = find_dataset(name)
         if spec.protocol is not None:
             find_protocol(spec.protocol)
         return spec
