@@ -258,7 +258,8 @@ def _check_numbers(
         first = tuple(int(v[0]) for v in np.nonzero(bad.any(axis=0)))
         what = f"{count} of {array.size} voxels, the first at {first}"
         if isinstance(nan, str):
-            fix = "set `nan` in datasets.yaml (data add: --nan) to a number that replaces them"
+            fix = "set `nan` in datasets.yaml (data add: --nan) to a number that replaces them; for predict, whose run "
+            fix += "keeps what its set said, replace them in the file"
             message = "the image has NaN or infinite voxels"
             raise DataError(message, code="E311", case=case, file=path, expected="finite", found=what, fix=fix)
         array = np.where(bad, array.dtype.type(nan), array)
