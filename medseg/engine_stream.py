@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from medseg.batches import Batch, BatchMaker, Key
-from medseg.errors import MedsegError, TrainingError
+from medseg.errors import MedsegError, ResourceError, TrainingError
 from medseg.processes import without_script
 
 __all__ = ["TIMEOUT", "BatchStream"]
@@ -58,8 +58,12 @@ class BatchStream:
                 worker_init_fn=_start_worker,
                 pin_memory=pin,
             )
-            with without_script():
-                self._source = iter(loader)
+            try:
+                with without_script():
+                    self._source = iter(loader)
+            except OSError as error:
+                fix = "they need room in /dev/shm and open files (ulimit -n): allow more, or --set train.workers=0"
+                raise ResourceError("data workers cannot be started", found=error.strerror, fix=fix) from error
 
     def __iter__(self) -> BatchStream:
         return self

@@ -14,7 +14,7 @@ from medseg.config_place import data_root
 from medseg.config_yaml import write_yaml
 from medseg.data_case import Case
 from medseg.data_layout import list_cases
-from medseg.data_pattern import match_images
+from medseg.data_pattern import match_images, match_pattern
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
 from medseg.entry_folder import from_folder
@@ -207,11 +207,18 @@ def _from_patterns(
         files = {"image": image, "instances": other}
     layout = Layout.model_validate({"training": files})
     assert layout.training is not None
-    matched = {path.relative_to(root).as_posix() for _, path in match_images(layout.training, root)}
-    if extra := sorted(matched - set(image_files), key=natural_key):
-        fix = "put images and labels into folders of their own, or give a table with --csv"
-        message = "images cannot be told from other files by their names"
-        raise UsageError(message, code="E120", field="--images", expected=image, found=", ".join(extra[:5]), fix=fix)
+    cases = [(frozenset(values.items()), path) for values, path in match_images(layout.training, root)]
+    ids = {values for values, _ in cases}
+    others = [] if "*" in other else match_pattern(other, root)
+    matched = {path.relative_to(root).as_posix() for _, path in cases}
+    labelled = {path.relative_to(root).as_posix() for values, path in others if frozenset(values.items()) in ids}
+    for what, field, pattern, found, given in (
+        ("images", "--images", image, matched, image_files), ("labels", option, other, labelled, other_files),
+    ):  # fmt: skip
+        if extra := sorted(found - set(given), key=natural_key):
+            fix = "put images and labels into folders of their own, or give a table with --csv"
+            message = f"{what} cannot be told from other files by their names"
+            raise UsageError(message, code="E120", field=field, expected=pattern, found=", ".join(extra[:5]), fix=fix)
     if lost := [path for path in image_files if path not in matched]:
         fix = "name the files alike, or give a table with --csv"
         message = "images that no pattern finds together with the others"

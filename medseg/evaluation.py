@@ -25,6 +25,7 @@ from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, results_folder, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
+    POOLED,
     SCHEMA,
     ScoreRow,
     all_scores,
@@ -140,8 +141,7 @@ def evaluate(
     started = time.time()
     plan = make_plan(
         predictions, reference, output=output, data=data, images=images, run=run, part=part, protocol=protocol,
-        metrics=metrics,
-        labels=labels, ignore=ignore,
+        metrics=metrics, labels=labels, ignore=ignore,
     )  # fmt: skip
     watched = None if observer is None else find_observer(plan.pairs, observer, data, affine=plan.reading.affine)
     probe_writable(plan.output)
@@ -200,18 +200,12 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     rows: list[ScoreRow] = []
     seen: dict[str, Path] = {}
     summaries = []
-    from medseg.tables import POOLED
-
     for folder in folders:
         own = [row for row in read_cases(folder / "cases.csv") if row.case != POOLED]
         for case in dict.fromkeys(row.case for row in own):
             if case in seen:
-                raise UsageError(
-                    "a case is in two runs",
-                    case=case,
-                    expected="folds, which share no case",
-                    found=f"{seen[case]}, {folder}",
-                )
+                both, expected = f"{seen[case]}, {folder}", "folds, which share no case"
+                raise UsageError("a case is in two runs", case=case, expected=expected, found=both)
             seen[case] = folder
         rows += own
         summaries.append(read_summary(folder / "summary.json"))
@@ -239,8 +233,7 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
 
 def _summarise(
     plan: Plan, reading: Reading, rows: Sequence[ScoreRow], better: Mapping[str, str], results: Sequence[CaseScores],
-    seed: int,
-    notes: list[str],
+    seed: int, notes: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     groups = {pair.case: pair.group for pair in plan.pairs if pair.group}
     groups = groups if len(set(groups.values())) < len(groups) else {}  # every case its own patient: nothing to group

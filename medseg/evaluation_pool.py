@@ -18,10 +18,10 @@ from medseg.volumes import read_geometry
 
 __all__ = ["count_workers", "largest_reference", "map_cases"]
 
-
 # what scoring a case holds at its peak for a voxel of its image; measured: 8 to 14 for smooth structures, 87 for noise
 _BYTES_PER_VOXEL = 40
 _PROCESS = 2**28  # bytes that a process takes before it has read anything
+_SMALL = 2**22  # voxels in all that one process scores while others are still starting
 
 
 def count_workers(workers: int | None, cases: int, voxels: int = 0) -> int:
@@ -30,7 +30,7 @@ def count_workers(workers: int | None, cases: int, voxels: int = 0) -> int:
     Args:
         workers: as asked for; None: as many as cores and memory allow.
         cases: how many there are.
-        voxels: of the largest case.
+        voxels: of the largest case; few in all are for one process.
 
     Raises:
         UsageError: less than one was asked for.
@@ -39,7 +39,8 @@ def count_workers(workers: int | None, cases: int, voxels: int = 0) -> int:
         raise UsageError("at least one process is needed", field="workers", expected="1 or more", found=workers)
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, int(available_memory() * 0.7 / (_PROCESS + voxels * _BYTES_PER_VOXEL)))
+        fitting = int(available_memory() * 0.7 / (_PROCESS + voxels * _BYTES_PER_VOXEL))
+        workers = min(cores, fitting) if cases * voxels >= _SMALL else 1
     return max(1, min(workers, cases))
 
 

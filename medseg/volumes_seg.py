@@ -58,6 +58,8 @@ def write_segmentation(
 ) -> None:
     """Write a label volume as a binary DICOM SEG that refers to the slices of the series it was made from.
 
+    Segments are those labels that occur; of an empty label all, and none has a voxel.
+
     Args:
         path: output file, `.dcm`.
         array: (i, j, k) integers on the grid of `like`; 0 is background.
@@ -67,7 +69,7 @@ def write_segmentation(
         version: its version.
 
     Raises:
-        UsageError: E101, `like` is no DICOM series, another shape, an index without a name, an empty label.
+        UsageError: E101, `like` is no DICOM series, another shape, an index without a name.
         DataError: E340, the series lacks attributes (UIDs) that a reference needs.
         ResourceError: E506, highdicom is not installed; E501, E502.
     """
@@ -85,10 +87,7 @@ def write_segmentation(
         expected = f"indices {sorted(names)} on the grid {like.geometry.shape} of a DICOM series"
         found = f"indices {present}, shape {array.shape}, {like.format}"
         raise UsageError("the label does not fit the series", field="array", expected=expected, found=found)
-    if not present:
-        message, fix = "a DICOM SEG needs at least one labelled voxel", "write an empty label as NIfTI"
-        raise UsageError(message, field="array", found="only background", fix=fix)
-
+    present = present or sorted(names)  # nothing found: highdicom keeps empty frames then
     folder = like.path if like.path.is_dir() else like.path.parent
     sources = [pydicom.dcmread(folder / name) for name in like.header["files"]]
     _check_attributes(like.path, sources)

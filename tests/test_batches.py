@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -20,7 +21,7 @@ from medseg.component import Component
 from medseg.config import load_dataset
 from medseg.data import find_cases
 from medseg.engine_stream import BatchStream
-from medseg.errors import DataError, TrainingError
+from medseg.errors import DataError, ResourceError, TrainingError
 from medseg.patches import Draw, PatchReader, stack
 
 NOISE = (Component("RandGaussianNoised", {"prob": 1.0, "std": 0.5}), Component("RandFlipd", {"prob": 0.5}))
@@ -247,3 +248,18 @@ def test_a_failing_augmentation_names_transform_and_cases(stored):
     with pytest.raises(DataError, match="CenterSpatialCropd fails: ZeroDivisionError") as caught:
         one[0, 0]
     assert set(caught.value.case.split(", ")) == set(one.cases((0, 0)))
+
+
+def test_workers_that_cannot_be_started_are_told(stored, monkeypatch):
+    real, made = torch.multiprocessing.Queue, []
+
+    def second_fails():  # /dev/shm is full, where the workers' queues have their locks
+        if made:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made.append(real())
+        return made[0]
+
+    monkeypatch.setattr("torch.multiprocessing.Queue", second_fails)
+    with pytest.raises(ResourceError, match="data workers cannot be started") as caught:
+        BatchStream(maker(stored), workers=1)
+    assert "/dev/shm" in (caught.value.fix or "")

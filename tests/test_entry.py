@@ -725,6 +725,14 @@ def test_images_that_cannot_be_told_from_other_files(tmp_path):
     assert (problem.code, problem.found) == ("E120", "all/overview.png")
 
 
+def test_labels_that_were_not_named_are_not_taken(tmp_path):
+    """The pattern that the two named labels fit is that of all four: half of them must not come in without a word."""
+    fill(tmp_path)
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/p[01]*.png"), 2)
+    assert (problem.code, problem.field) == ("E120", "--labels")
+    assert problem.found == "msk/p2_x_mask.png, msk/p3_x_mask.png"
+
+
 @pytest.mark.parametrize(("images", "labels"), [("PNG", "PNG"), ("png", "Png")])
 def test_suffixes_in_capitals(tmp_path, images, labels):
     fill(tmp_path)

@@ -862,7 +862,8 @@ def test_large_volumes_are_scored_in_as_many_processes_as_memory_allows(folders,
     for gigabytes in (1, 20, 10_000):
         monkeypatch.setattr(evaluation_pool, "available_memory", lambda free=gigabytes: free * 2**30)
         asked.append(count_workers(None, 1000, voxels))  # a case takes 10 GB, a process a quarter of one
-        assert count_workers(None, 1000, 1) == min(cores, 4 * gigabytes * 7 // 10)
+        assert count_workers(None, 2**22, 1) == min(cores, 4 * gigabytes * 7 // 10)
+        assert count_workers(None, 1000, 4000) == 1  # done before other processes have started
         assert count_workers(8, 1000, voxels) == 8  # as asked for
     assert asked == [1, 1, cores]
 

@@ -277,11 +277,24 @@ def test_segmentation_object_comes_back_where_it_belongs(tmp_path: Path) -> None
     assert pydicom.dcmread(second).SOPInstanceUID == written.SOPInstanceUID
 
 
+def test_a_segmentation_in_which_nothing_was_found_says_so(tmp_path: Path) -> None:
+    """An object with every segment, all of them empty, and not none: that would look like a case that failed."""
+    highdicom = pytest.importorskip("highdicom")
+    volume = read_image(corpus.series(tmp_path / "s", ARRAY))
+    empty = np.zeros(ARRAY.shape, np.uint8)
+    write_segmentation(tmp_path / "seg.dcm", empty, volume, {0: "background", 1: "liver", 4: "tumour"})
+    written = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [written.get_segment_description(n).segment_label for n in (1, 2)] == ["liver", "tumour"]
+    assert written.number_of_segments == 2
+    assert written.pixel_array.size == 2 * ARRAY.size
+    assert not written.pixel_array.any()
+
+
 def test_segmentation_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("highdicom")
     volume = read_image(corpus.series(tmp_path / "s", ARRAY))
     label = np.ones(ARRAY.shape, np.uint8)
-    for array, labels in ((label[:-1], {1: "a"}), (label, {2: "a"}), (label * 0, {1: "a"})):
+    for array, labels in ((label[:-1], {1: "a"}), (label, {2: "a"})):
         with pytest.raises(UsageError):
             write_segmentation(tmp_path / "a.dcm", array, volume, labels)
     bare = read_image(corpus.series(tmp_path / "b", ARRAY, edit=change({*range(5)}, FrameOfReferenceUID=None)))
