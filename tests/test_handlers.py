@@ -86,8 +86,8 @@ def test_tensorboard_has_numbers_and_a_picture(tmp_path):
     assert found.Images("validation/case")[0].width == 20
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard writes in a thread
-def test_a_full_disk_ends_tensorboards_record_alone(tmp_path, capsys):
+def test_a_full_disk_ends_tensorboards_record_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard writes in a thread of its own
     one = session(tmp_path)
     output = TensorBoardOutput(one)
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -822,9 +822,11 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
 
 
 def test_wrong_arguments_are_refused_before_data_are_opened(place, tmp_path):
-    for fold in (7, -1, "0", "all", 1.5):
-        with pytest.raises(UsageError, match="no such fold"):
+    texts = {"no such fold": (7, -1), "a value of the wrong type": ("0", "all", 1.5)}
+    for text, fold in ((text, fold) for text, folds in texts.items() for fold in folds):
+        with pytest.raises(UsageError, match=text) as caught:
             run(place, tiny_pipeline(), fold=fold)
+        assert caught.value.field == "fold"
     with pytest.raises(UsageError, match="unknown device"):
         train(tiny_pipeline(), data=place / "data", device="tpu", output=tmp_path, progress=False)
     with pytest.raises(ConfigError, match="cannot take this patch"):
