@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from medseg.config_model import Strict
+from medseg.config_model import Strict, from_plain
 
 __all__ = ["DatasetSpec", "Download", "Layout", "Objects", "PartFiles", "Select", "SplitRule"]
 
@@ -204,14 +204,7 @@ class DatasetSpec(Strict):
         Raises:
             ConfigError: everything that is wrong with it.
         """
-        from medseg.config_model import validate
-        from medseg.config_yaml import Document
-        from medseg.errors import collect
-
-        spec, problems = validate(cls, Document(value, {}, source))
-        if spec is None:
-            raise collect(problems)
-        return spec
+        return from_plain(cls, value, source)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON and YAML can hold; keys with their default value are left out."""

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medseg.component import nearest
 from medseg.config_yaml import Document, Path_
-from medseg.errors import ConfigError, MedsegError
+from medseg.errors import ConfigError, MedsegError, collect
 
-__all__ = ["Strict", "validate"]
+__all__ = ["Strict", "from_plain", "validate"]
 
 
 class Strict(BaseModel):
@@ -39,6 +39,18 @@ def validate(model: type[Model], document: Document, prefix: Path_ = ()) -> tupl
         return model.model_validate_json(json.dumps(value)), []
     except ValidationError as error:
         return None, _problems(error, model, document, prefix)
+
+
+def from_plain(model: type[Model], value: dict[str, Any], source: str) -> Model:
+    """The model from plain values without a file, such as a checkpoint's; `source` is what messages call it.
+
+    Raises:
+        ConfigError: everything that is wrong with it.
+    """
+    found, problems = validate(model, Document(value, {}, source))
+    if found is None:
+        raise collect(problems)
+    return found
 
 
 def _problems(error: ValidationError, model: type[Strict], document: Document, prefix: Path_) -> list[MedsegError]:

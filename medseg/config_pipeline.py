@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from medseg.component import Component, parse_component
-from medseg.config_model import Strict, validate
+from medseg.config_model import Strict, from_plain
 from medseg.config_override import BUDGETS
-from medseg.config_yaml import Document
-from medseg.errors import ConfigError, collect
+from medseg.errors import ConfigError
 
 __all__ = ["Pipeline", "TrainConfig"]
 
@@ -110,7 +109,4 @@ class Pipeline(Strict):
         Raises:
             ConfigError: everything that is wrong with it.
         """
-        pipeline, problems = validate(cls, Document(value, {}, source))
-        if pipeline is None:
-            raise collect(problems)
-        return pipeline
+        return from_plain(cls, value, source)

@@ -16,13 +16,14 @@ from typing import Any
 from medseg import __version__
 from medseg.errors import UsageError
 from medseg.errors_arguments import checked
+from medseg.evaluation_folder import results_folder
 from medseg.evaluation_labels import settle_labels
 from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids, without_probabilities
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, largest_reference, map_cases
 from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
-from medseg.evaluation_views import calibration_entries, choose_cases, results_folder, said, write_views
+from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.tables import (
     POOLED,
@@ -148,7 +149,8 @@ def evaluate(
     resampled = check_grids(plan.pairs, resample=resample, affine=plan.reading.affine)
     pairs, told = without_probabilities(plan.pairs, resampled)
     plan = replace(plan, pairs=pairs, notes=[*plan.notes, *told])
-    count = count_workers(workers, len(plan.pairs), largest_reference(plan.pairs, affine=plan.reading.affine))
+    largest = 0 if workers else largest_reference(plan.pairs, affine=plan.reading.affine)  # not read in vain
+    count = count_workers(workers, len(plan.pairs), largest)
     reading, notes = settle_labels(plan, workers=count, progress=progress)
     scoring = replace(plan.scoring, stored=any(pair.probabilities for pair in plan.pairs))
     work = partial(score_pair, reading=reading, scoring=scoring)

@@ -1,11 +1,8 @@
-"""Which cases the report shows, their pictures, the calibration of stored probabilities; a place for all results."""
+"""Which cases the report shows, their pictures, and the calibration of stored probabilities."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,47 +12,11 @@ import numpy as np
 from medseg.errors import MedsegError
 from medseg.evaluation_pairs import Pair, Reading
 from medseg.evaluation_scoring import CaseScores, read_arrays
-from medseg.files import probe_writable, remove_stale
-from medseg.files_atomic import temporary_name
 from medseg.tables import POOLED, ScoreRow, main_metric
-from medseg.views import View, make_view, remove_views, write_view
+from medseg.views import View, make_view, write_view
 from medseg.volumes import Geometry, check_pair, read_image
 
-__all__ = ["calibration_entries", "choose_cases", "results_folder", "said", "write_views"]
-
-_OTHERS = ("observer.csv", "scores.md", "scores.tex", "report.html")  # not written by every evaluation
-
-
-@contextmanager
-def results_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder for all that one evaluation writes, put in its place in `folder` when the block ends.
-
-    An exception leaves what an earlier evaluation wrote there. Otherwise all of that goes, its summary.json first, and
-    the new one comes last: killed at any moment, no summary stands beside the table or the pictures of another.
-
-    Raises:
-        ResourceError: the folder cannot be written or the disk is full.
-    """
-    probe_writable(folder)
-    remove_stale(folder)
-    temporary = folder / temporary_name()
-    try:
-        temporary.mkdir()
-        yield temporary
-        (folder / "summary.json").unlink(missing_ok=True)
-        for name in _OTHERS:
-            (folder / name).unlink(missing_ok=True)
-        remove_views(folder / "views")
-        files = [path for path in temporary.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == "summary.json"):
-            target = folder / path.relative_to(temporary)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(path, target)
-    except MedsegError as error:
-        error.file = error.file and str(error.file).replace(str(temporary), str(folder))
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+__all__ = ["calibration_entries", "choose_cases", "said", "write_views"]
 
 
 def choose_cases(
