@@ -74,7 +74,7 @@ def read_instances(case: Case, spec: DatasetSpec, image: Volume | Geometry | Non
     shape: tuple[int, ...] | None = None
     for number, path in enumerate(case.instances, start=1):
         try:
-            volume = read_label(path, dims=spec.dims, mapping="nonzero", affine=spec.affine, case=case.id)
+            volume = read_label(path, dims=spec.dims, affine=spec.affine, case=case.id)
             if image is not None:
                 check_pair(image, volume, case=case.id)
         except MedsegError as error:

@@ -16,6 +16,7 @@ __all__ = ["WHITE", "check_values", "colours_to_index", "interpret", "smallest_t
 WHITE = {1, 255, 65535}  # what programs write for the foreground of a mask: one, or the largest value of the type
 _TOLERANCE = 1e-3  # what a scale factor in float32 leaves of a whole number; interpolated labels are far above it
 _FEW = 16  # values in a row that are counted one by one
+_RINGING = 3  # so many values next to the 0, and next to the 255, are no classes but what blurring left of a mask
 _BLOCK = 1 << 22  # voxels whose int64 copy is held at a time
 _SHOWN = 8
 
@@ -122,13 +123,18 @@ def check_values(
         uint8 when all values are at most 255, else int16 or int32.
 
     Raises:
-        LabelError: E331 negative, E332 not allowed or not in the mapping; with values and voxel counts.
+        LabelError: E330 where nobody said what values mean, those of a mask that compression blurred; E331 negative,
+            E332 not allowed or not in the mapping; with values and voxel counts.
 
     >>> check_values(np.array([0, 255]), mapping={255: 1}, allowed={0, 1}).tolist()
     [0, 1]
     """
     values, counts = value_counts(array)
     present = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    if mapping is None and allowed is None and _is_blurred(present):
+        found = f"{len(present)} values, most voxels 0 or near 255"
+        fix = "make a mask of what is above 127, save it as PNG or TIFF"
+        raise _refused("a mask that JPEG or resizing has blurred", "E330", path, case, "0 and one value", found, fix)
     if mapping == "nonzero":
         table = {value: value if value == ignore else int(value != 0) for value in present}
     elif isinstance(mapping, str):
@@ -157,6 +163,17 @@ def check_values(
     if all(raw == index for raw, index in table.items()):
         return array.astype(kind, copy=False)
     return _translate(array, table, kind)
+
+
+def _is_blurred(present: Mapping[int, int]) -> bool:
+    """Whether these values (and how many voxels hold each) are what JPEG or resizing made of a mask of 0 and 255.
+
+    Numbers of objects and of classes are not so few between both ends.
+    """
+    dark, white = ([value for value in present if value in end] for end in (range(1, 32), range(224, 255)))
+    between = sum(count for value, count in present.items() if 32 <= value < 224)
+    ringing = min(len(dark), len(white)) >= _RINGING and max(present) == 255
+    return ringing and sum(present[value] for value in (*white, 255)) > between
 
 
 def value_counts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -706,8 +706,15 @@ def test_labels_that_compression_has_blurred(tmp_path):
     for i in range(3):
         save(tmp_path / f"img/{i}.png", noise(i))
         save(tmp_path / f"msk/{i}.jpg", blob())
-    (problem,) = refused(lambda: add(tmp_path, labels="msk/*.jpg"), 3)
-    assert "JPEG" in problem.message
+        Image.open(tmp_path / f"msk/{i}.jpg").save(tmp_path / f"msk/{i}.png")  # the values are those of the JPEG
+        save(tmp_path / f"one/{i}/a.png", blob())
+        save(tmp_path / f"one/{i}/b.png", np.asarray(Image.open(tmp_path / f"msk/{i}.png")))
+    for masks in ({"labels": "msk/*.jpg"}, {"labels": "msk/*.png"}, {"labels": None, "instances": "msk/*.png"}):
+        problems = refused(lambda masks=masks: add(tmp_path, **masks), 3)
+        assert all(problem.code == "E330" and "JPEG" in problem.message for problem in problems)
+    entry = add(tmp_path, labels=None, instances="one/*/*.png")
+    problems = check_cases(load_dataset(entry.name, root=tmp_path), tmp_path)
+    assert [(problem.code, Path(problem.file).name) for problem in problems] == [("E330", "b.png")] * 3
 
 
 def test_labels_that_are_all_empty(tmp_path):

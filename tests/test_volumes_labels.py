@@ -128,6 +128,27 @@ def test_colour_labels(tmp_path: Path) -> None:
     assert caught.value.code == "E334"
 
 
+@pytest.mark.parametrize("quality", [50, 75, 95])
+def test_masks_that_jpeg_blurred_are_no_numbers_of_objects(tmp_path: Path, quality: int) -> None:
+    y, x = np.mgrid[:96, :96]
+    mask = np.where((y - 40) ** 2 + (x - 50) ** 2 < 20**2, 255, 0).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "a.jpg", quality=quality)
+    blurred = save(tmp_path / "a.png", Image.open(tmp_path / "a.jpg"))
+    with pytest.raises(LabelError) as caught:
+        read_label(blurred)
+    assert caught.value.code == "E330"
+    above = np.asarray(Image.open(blurred)) > 127  # what the refusal says
+    np.testing.assert_array_equal(above, mask > 0)
+    np.testing.assert_array_equal(read_label(save(tmp_path / "b.png", Image.fromarray(above))).array[0], above)
+
+
+def test_many_values_up_to_255_that_are_no_blurred_mask() -> None:
+    cells = np.arange(256).repeat(50)  # numbered cells
+    check_values(cells)
+    check_values(np.where(cells < 224, cells % 20, 255 - cells % 2))  # classes, two kinds of void
+    check_values(np.where(cells < 224, cells % 60, cells // 7 * 7 + 3).clip(0, 255))  # few of each end
+
+
 def test_negative_labels_become_void_as_the_refusal_says() -> None:
     stored = np.array([-1, 0, 1])
     with pytest.raises(LabelError) as caught:
