@@ -108,7 +108,7 @@ def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | Non
 
     Raises:
         UsageError: less than two evaluations, or nothing in common to compare.
-        DataError: a file is missing or broken, or the cases differ: which ones only one of them has is told.
+        DataError: a file is missing or broken, units differ, or the cases do: which ones only one of them has is told.
     """
     from medseg.metrics.statistics import compare_paired, holm, verdict
 
@@ -122,7 +122,8 @@ def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | Non
     summaries = [_summary(file) for file in files]
     _check_cases(names, files, tables)
     better = {s["metric"]: s["better"] for summary in reversed(summaries) for s in summary.get("scores", [])}
-    groups = summaries[0].get("groups") or {}
+    # which cases are of one patient, whichever of them knows it
+    groups = {case: patient for summary in summaries[::-1] for case, patient in (summary.get("groups") or {}).items()}
     differences: list[Difference] = []
     ranks: list[int] = []
     notes = [f"{n} is {c}, its newest run." for n, p, c in zip(names, paths, chosen, strict=True) if c != p]
@@ -228,7 +229,7 @@ def _summary(file: Path) -> dict[str, Any]:
 def _check_cases(
     names: Sequence[str], files: Sequence[Path], tables: Sequence[Mapping[tuple[str, str], Mapping[str, Any]]]
 ) -> None:
-    """Refuse tables whose cases are not the same, score by score."""
+    """Refuse tables whose cases or units are not the same, score by score."""
     problems: list[MedsegError] = []
     for name, file, table in zip(names[1:], files[1:], tables[1:], strict=True):
         for key in tables[0]:
@@ -236,7 +237,16 @@ def _check_cases(
                 continue
             one, two = set(tables[0][key]), set(table[key])
             if one == two:
-                continue
+                units = [next(iter(scores[key].values())).unit or "a ratio" for scores in (tables[0], table)]
+                if units[0] == units[1]:
+                    continue
+                problems.append(
+                    DataError(
+                        "the evaluations have different units", code="E350", file=file, field=", ".join(key),
+                        expected=units[0], found=units[1], fix="evaluate both with one `unit` in datasets.yaml",
+                    )
+                )  # fmt: skip
+                break
             missing = ", ".join(sorted(one - two)[:5]) or "none"
             extra = ", ".join(sorted(two - one)[:5]) or "none"
             problems.append(
@@ -244,7 +254,7 @@ def _check_cases(
                     "the evaluations are not of the same cases", code="E350", file=file, field=", ".join(key),
                     expected=f"the {len(one)} cases of {names[0]}",
                     found=f"{len(two)} cases in {name}; lacking {missing}; extra {extra}",
-                    fix="evaluate all of them against the same references",
+                    fix="evaluate all of them against the same references; of runs compare the same fold and seed",
                 )
             )  # fmt: skip
             break  # one message for each table: the other scores say the same

@@ -119,9 +119,29 @@ def test_patients_are_the_unit_where_they_are_known(tmp_path):
     (grouped,) = compare(a, b).differences
     assert grouped.patients == 10
     assert grouped.verdict == "no difference shown"
-    (a / "summary.json").unlink()
+    for folder in (a, b):
+        (folder / "summary.json").unlink()
     (single,) = compare(a, b).differences
     assert single.verdict == "better"
+
+
+def test_patients_that_only_one_evaluation_knows_count_whichever_comes_first(tmp_path):
+    values = np.linspace(0.5, 0.9, 24)
+    groups = {f"c{n}": f"p{n // 6}" for n in range(24)}
+    plain = scores(tmp_path / "plain", values)
+    known = scores(tmp_path / "known", values + np.linspace(0.01, 0.02, 24), groups=groups)
+    there, back = compare(plain, known).differences[0], compare(known, plain).differences[0]
+    assert (there.patients, back.patients) == (4, 4)
+    assert there.p == back.p == 0.125  # four patients on one side: 2 / 2**4
+    assert (there.verdict, back.verdict) == ("no difference shown",) * 2
+
+
+def test_distances_in_different_units_are_refused(tmp_path, base):
+    one = scores(tmp_path / "one", base, metric="HD95", unit="mm")
+    two = scores(tmp_path / "two", base * 2, metric="HD95", unit="px")
+    with pytest.raises(DataError) as caught:
+        compare(one, two)
+    assert (caught.value.field, caught.value.expected, caught.value.found) == ("liver, HD95", "mm", "px")
 
 
 def test_other_cases_are_refused_and_named(tmp_path, base):
