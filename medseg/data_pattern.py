@@ -14,7 +14,7 @@ from medseg.data_case import PARTS, Case, Problems, stay_inside
 from medseg.errors import ConfigError, DataError, MedsegError
 from medseg.volumes import case_id, natural_key
 
-__all__ = ["by_pattern", "match_images", "match_pattern"]
+__all__ = ["by_pattern", "compile_pattern", "id_of", "match_images", "match_pattern"]
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -26,7 +26,7 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
         files: PartFiles | None = getattr(layout, part)
         if files is None:
             continue
-        found = [(_id_of(values, path), values, path) for values, path in match_images(files, root)]
+        found = [(id_of(values, path), values, path) for values, path in match_images(files, root)]
         if not found and files.ids is not None and not (root / files.ids).exists():
             continue  # the set is not here at all, or in another layout
         wanted = None if files.ids is None else _read_ids(files.ids, spec, root, problems)
@@ -105,7 +105,7 @@ def _orphans(files: PartFiles, found: list[dict[str, str]], root: Path) -> Itera
         text = path.relative_to(root).as_posix()
         own = tuple((key, values[key]) for key in found[0])
         if own not in known and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
-            name, fix = _id_of(values, None), "add the image, or remove the label"
+            name, fix = id_of(values, None), "add the image, or remove the label"
             expected = _fill(files.image[0], values)
             yield DataError("a label has no image", code="E351", case=name, file=path, expected=expected, fix=fix)
 
@@ -127,7 +127,7 @@ def match_images(files: PartFiles, root: Path) -> list[tuple[dict[str, str], Pat
 
 def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]:
     """(values of the placeholders, path) for everything below `root` that fits the pattern, in natural order."""
-    compiled = _compile(pattern)
+    compiled = compile_pattern(pattern)
     wildcard = "*".join(map(glob.escape, _PLACEHOLDER.split(pattern)[::2]))
     pairs = ((compiled.fullmatch(Path(text).as_posix()), root / text) for text in glob.glob(wildcard, root_dir=root))
     found = [(match.groupdict(), path) for match, path in pairs if match]
@@ -135,7 +135,8 @@ def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]
 
 
 @lru_cache(maxsize=64)
-def _compile(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """What a path has to look like, with a group for each placeholder."""
     literal = _PLACEHOLDER.split(pattern)  # text, name, text, name, ..., text
     seen: set[str] = set()
     expression = re.escape(literal[0])
@@ -152,7 +153,7 @@ def _fixed(pattern: str) -> int:
 
 def _is_of(pattern: str, text: str, values: dict[str, str], least: int) -> bool:
     """Whether a file with these values fits another pattern of at least so much fixed text as another case's file."""
-    match = _compile(pattern).fullmatch(text) if _fixed(pattern) >= least else None
+    match = compile_pattern(pattern).fullmatch(text) if _fixed(pattern) >= least else None
     return match is not None and match.groupdict() != values
 
 
@@ -160,7 +161,8 @@ def _fill(pattern: str, values: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values[match[1]], pattern)
 
 
-def _id_of(values: dict[str, str], path: Path | None) -> str:
+def id_of(values: dict[str, str], path: Path | None) -> str:
+    """The id of the case with these values of the placeholders, whose image lies at `path`."""
     if path is not None and path.is_dir():
         return case_id(path)  # names of DICOM folders may hold the patient's
     return values["id"] if "id" in values else "_".join(values.values())

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError, UsageError
 from medseg.errors_arguments import checked
-from medseg.inference.channels import join_channels
+from medseg.inference.channels import join_channels, name_case
 from medseg.inference.inputs import find_inputs
 from medseg.inference.memory import parse_bytes
 from medseg.inference.outputs import Job, is_complete, plan_outputs, protect
@@ -133,11 +134,11 @@ def predict(
     share = choose_shard(shard)
     output, format = Path(output), None if format is None else format.lower()
     found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
-    jobs = plan_outputs(found, output, format)
     chosen = _device(device, precision)
     ram, vram = _bytes(max_ram, "max_ram"), _bytes(max_vram, "max_vram")
     if not hasattr(model, "pipeline"):
         model = load_model(model, device=chosen)
+    jobs = plan_outputs(found, output, format, partial(name_case, spec=model.dataset))
     jobs = take_shard(join_channels(jobs, model.dataset), *share)
     used = tuple(map(str, (getattr(model, "metadata", None) or {}).get("sources", ())))
     work = Work(model, chosen, series, save_probabilities, ram, vram, format, precision)

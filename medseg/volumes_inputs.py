@@ -82,10 +82,11 @@ def case_id(path: str | Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
-def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None) -> list[Path]:
+def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, unique: bool = True) -> list[Path]:
     """Image files out of files, folders and glob patterns, in natural order, each once.
 
-    `skip`: a folder below the named ones whose images are left out, such as that of the results.
+    `skip`: a folder below the named ones whose images are left out, such as that of the results. `unique`: refuse two
+    files of one case.
 
     A folder stands for all images in it and below it; a folder with DICOM files is one input (its series). Hidden files
     and files of other formats in folders are left out; a file that is named is always taken. A name that exists is
@@ -122,7 +123,8 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None) 
             found.setdefault(same_file(image), image)
     if not found:
         raise UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
-    _check_unique(list(found.values()))
+    if unique:
+        _check_unique(list(found.values()))
     return list(found.values())
 
 

@@ -91,6 +91,7 @@ def test_nifti_in_nifti_out_on_the_same_grid(tmp_path):
         (["{id}_t1.nii.gz", "{id}_t2.nii.gz"], ["{}_t1.nii.gz", "{}_t2.nii.gz"]),
         (["{id}_t1.nii.gz", "{id}_t2.nii.gz"], ["{}_0000.nii.gz", "{}_0001.nii.gz"]),
         (["t1/{id}.nii.gz", "t2/{id}.nii.gz"], ["{}_0000.nii", "{}_0001.nii"]),
+        (["set/{id}/t1.nii.gz", "set/{id}/t2.nii.gz"], ["{}/t1.nii.gz", "{}/t2.nii.gz"]),
     ],
 )
 def test_channels_that_are_files_of_their_own_are_one_case(tmp_path, patterns, names):
@@ -102,6 +103,7 @@ def test_channels_that_are_files_of_their_own_are_one_case(tmp_path, patterns, n
     arrays = {}
     for number, case in enumerate(("p1", "p_0000")):  # the second looks like a channel itself
         files = [tmp_path / "in" / name.format(case) for name in names]
+        files[0].parent.mkdir(exist_ok=True)
         arrays[case] = [make_volume(file, seed=10 * number + k) for k, file in enumerate(files)]
     result = predict(model, tmp_path / "in", tmp_path / "out", progress=False)
     assert [(case.case, case.status) for case in result.cases] == [("p1", "done"), ("p_0000", "done")]
@@ -121,6 +123,25 @@ def test_channels_that_are_files_of_their_own_are_one_case(tmp_path, patterns, n
     left = predict(model, tmp_path / "in", tmp_path / "out2", progress=False)
     assert [case.status for case in left.cases] == ["failed", "done"]
     assert "give the files of all channels" in left.cases[0].error["fix"]
+
+
+def test_cases_whose_folder_bears_their_id_are_called_by_it(tmp_path, monkeypatch):
+    model = make_model()
+    files = [{"training": {"image": "set/{site}/{id}/ct.nii.gz", "label": "set/{site}/{id}/seg.nii.gz"}}]
+    model.dataset = DatasetSpec.from_dict({**model.dataset.to_dict(), "files": files})
+    arrays = {}
+    for number, case in enumerate(("p1", "p2")):
+        (tmp_path / f"new/s/{case}").mkdir(parents=True)
+        arrays[case] = make_volume(tmp_path / f"new/s/{case}/ct.nii.gz", seed=number)
+    predict(model, str(tmp_path / "new/s/*/ct.nii.gz"), tmp_path / "out", progress=False)
+    for case, array in arrays.items():
+        found = volumes.read_label(tmp_path / f"out/{case}.nii.gz").array[0]
+        np.testing.assert_array_equal(found, array > 100)
+    monkeypatch.chdir(tmp_path / "new/s/p2")
+    predict(model, "ct.nii.gz", tmp_path / "out2", progress=False)
+    make_volume(tmp_path / "other.nii.gz")
+    predict(model, tmp_path / "other.nii.gz", tmp_path / "out2", progress=False)
+    assert sorted(path.name for path in (tmp_path / "out2").glob("*.gz")) == ["other.nii.gz", "p2.nii.gz"]
 
 
 def test_numbered_files_that_hold_all_channels_are_cases(tmp_path):

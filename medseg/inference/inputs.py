@@ -37,7 +37,7 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
                 fix="choose another output folder; one below the input folder will do",
             )
         try:
-            for image in volumes.list_inputs([name], skip=output):
+            for image in volumes.list_inputs([name], skip=output, unique=False):
                 found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
             refused.append((path.name or str(path), error))

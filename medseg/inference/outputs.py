@@ -96,8 +96,15 @@ def protect(output: Path, jobs: Sequence[Job], *, alone: bool = True) -> None:
     marker.mkdir(exist_ok=True)
 
 
-def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None) -> list[Job]:
+def plan_outputs(
+    inputs: Sequence[Path],
+    output: Path,
+    format: str | None = None,
+    name: Callable[[Path], str | None] = lambda path: None,
+) -> list[Job]:
     """One output for each input: NIfTI for volumes, TIFF for TIFF, PNG for other pictures, unless `format` says else.
+
+    `name`: of the case that a file holds; None: that of the file.
 
     Raises:
         UsageError: E101 an unknown format, two inputs with one output, or an output that is an input.
@@ -109,7 +116,7 @@ def plan_outputs(inputs: Sequence[Path], output: Path, format: str | None = None
     sources = {os.path.realpath(path) for path in inputs}  # of a loop of links too: it is refused when it is read
     for path in inputs:
         try:
-            case, kind = volumes.case_id(path), volumes.find_format(path)
+            case, kind = name(path) or volumes.case_id(path), volumes.find_format(path)
         except DataError:
             # refused with its own message when it is read
             case, kind = volumes.hidden_id(path) or path.name.split(".")[0] or path.name, "nifti"
@@ -134,7 +141,7 @@ def take_name(taken: dict[str, Path], job: Job) -> None:
     """Note the name of a job's output; refused (E103) when another input has it."""
     # case-insensitive file systems would write both to one file
     if (other := taken.setdefault(job.output.name.lower(), job.source)) != job.source:
-        message, fix = "two inputs would be written to one output", "predict them into two folders"
+        message, fix = "two inputs would be written to one output", "rename one, or predict them into two folders"
         raise UsageError(message, code="E103", file=job.source, found=other, fix=fix)
 
 
