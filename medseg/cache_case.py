@@ -120,6 +120,7 @@ class MemoryCase:
     def __init__(self, case: str, compute: Callable[[], dict[str, Any]], ignore: int | None) -> None:
         self.id, self._compute, self._ignore = case, compute, ignore
         self.notes: tuple[str, ...] = ()
+        self._affine: np.ndarray | None = None
         self._mark = secrets.token_hex(8)
 
     def _facts(self) -> dict[str, Any]:
@@ -128,6 +129,7 @@ class MemoryCase:
             facts = self._compute()
             facts["places"], facts["classes"] = index_classes(facts["arrays"].get("label"), self._ignore)
             held[self._mark] = facts
+            self._affine = facts["affine"]  # small, and asked for of all cases at once
             while len(held) > _HELD:
                 held.popitem(last=False)
         held.move_to_end(self._mark)
@@ -139,7 +141,7 @@ class MemoryCase:
 
     @property
     def affine(self) -> np.ndarray:
-        return self._facts()["affine"]
+        return self._facts()["affine"] if self._affine is None else self._affine
 
     @property
     def native(self) -> Geometry:

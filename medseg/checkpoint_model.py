@@ -38,7 +38,7 @@ class Model:
         dataset: the facts about its data set.
         metadata: plain values: `sources` (files), `in_channels`, `out_channels`, `threshold` (share above which a
             voxel is foreground, chosen by training; None: the most probable class), `metrics` (validation
-            scores), `epoch`, `versions`.
+            scores), `epoch`, `versions`, `seen` (grids of the training volumes).
         device: where the networks are.
     """
 
@@ -154,6 +154,7 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
         "metrics": state.get("metrics", {}),
         "epoch": state.get("progress", {}).get("epoch"),
         "versions": state.get("versions", {}),
+        "seen": state.get("seen"),
     }
     return Model((network,), pipeline, dataset, metadata)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from medseg.augmentation import Augmentation
 from medseg.batches import Batch, BatchMaker
 from medseg.checkpoint import CheckpointStore
+from medseg.checkpoint_grids import seen_grids
 from medseg.config import DatasetSpec, Pipeline
 from medseg.distributed import Group
 from medseg.engine import TrainStep
@@ -82,6 +84,11 @@ class Session:
     def per_epoch(self) -> int:
         """Iterations in an epoch."""
         return self.maker.iterations
+
+    @cached_property
+    def seen(self) -> dict[str, Any] | None:
+        """The grids of the training volumes; None for pictures."""
+        return seen_grids(case.affine for case in self.maker.stored) if self.spec.dims == 3 else None
 
     @property
     def command(self) -> str:
@@ -171,6 +178,7 @@ class Session:
             "replicas": self.replicas,
             "layout": self.step.layout,
             "random": {"seed": self.train.seed},
+            "seen": self.seen,
             **self.channels,
         }
         if weights_only:

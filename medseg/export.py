@@ -139,7 +139,7 @@ def describe(model: Model) -> dict[str, Any]:
         "format": FORMAT, "medseg": __version__, "pipeline": _plain(pipeline), "dataset": _plain(model.dataset),
         "in_channels": meta["in_channels"], "out_channels": meta["out_channels"], "threshold": meta.get("threshold"),
         "metrics": meta.get("metrics", {}), "progress": {"epoch": meta.get("epoch")},
-        "versions": meta.get("versions", {}), "identity": _identity(model),
+        "versions": meta.get("versions", {}), "identity": _identity(model), "seen": meta.get("seen"),
         "geometry": {
             "spatial_dims": network.spatial_dims, "context": list(network.context), "divisor": list(network.divisor),
             "padded": bool(network.padded), "exact_under_tiling": bool(network.exact_under_tiling),

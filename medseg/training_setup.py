@@ -14,6 +14,7 @@ from torch import nn
 from medseg.augmentation import Augmentation
 from medseg.batches import BatchMaker
 from medseg.cache import CaseStore
+from medseg.checkpoint_grids import mixed_grids, seen_grids
 from medseg.component import build_component
 from medseg.component_table import makes_labels
 from medseg.config import DatasetSpec, Pipeline
@@ -158,6 +159,7 @@ def prepare(
         world=group.world,
     )
     notices += patch_notices(network, maker.reader, training, augmentation)
+    notices += mixed_grids(seen_grids(case.affine for case in training.values())) if spec.dims == 3 else []
     if fresh and group.writes:
         notices += intensity_notices(pipeline.preprocess, [known[name] for name in split["training"]], spec)
     validation = {name: stored[name] for name in split["validation"]}

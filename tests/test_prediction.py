@@ -144,6 +144,23 @@ def test_cases_whose_folder_bears_their_id_are_called_by_it(tmp_path, monkeypatc
     assert sorted(path.name for path in (tmp_path / "out2").glob("*.gz")) == ["other.nii.gz", "p2.nii.gz"]
 
 
+def test_a_volume_on_another_grid_than_those_of_training_is_told_of(tmp_path):
+    model = make_model()
+    seen = {"axes": {"RAS": 3}, "spacing": [[0.7, 0.7, 3.5], [0.8, 0.8, 3.5]]}
+    for name, affine in (("same", [0.7, 0.7, 3.5, 1]), ("turned", [-0.7, 0.7, 3.5, 1]), ("coarse", [1.4, 1.4, 3.5, 1])):
+        make_volume(tmp_path / f"{name}.nii.gz", affine=np.diag(affine))
+    files = sorted(tmp_path.glob("*.nii.gz"))
+    for metadata in ({"seen": seen}, {"members": [{"seen": seen}, {"seen": {**seen, "axes": {"RPS": 3}}}]}):
+        model.metadata = metadata
+        result = predict(model, files, tmp_path / "out", progress=False)
+        coarse, same, turned = (" ".join(case.notes) for case in result.cases)
+        assert "its voxels are 1.4 x 1.4 x 3.5 mm" in coarse
+        assert same == ""
+        assert "its axes run LAS" in turned
+    model.metadata = {"members": [{"seen": seen}, {"seen": {**seen, "axes": {"LAS": 3}}}]}  # one of them knows it
+    assert predict(model, files[-1], tmp_path / "out", progress=False).cases[0].notes == ()
+
+
 def test_numbered_files_that_hold_all_channels_are_cases(tmp_path):
     stack = np.stack([make_volume(tmp_path / "x.nii.gz", seed=k) for k in range(3)], -1)
     (tmp_path / "in").mkdir()

@@ -120,6 +120,11 @@ def test_the_log_has_one_row_for_each_epoch(reference):
 def test_the_model_predicts_as_in_validation(reference, place):
     model = load_model(reference)
     assert model.metadata["out_channels"] == 3
+    split = json.loads((reference / "split.json").read_text())
+    headers = [nibabel.load(place / f"data/images/{case}.nii.gz") for case in split["training"]]
+    zooms = np.array([header.header.get_zooms() for header in headers])
+    np.testing.assert_allclose(model.metadata["seen"]["spacing"], [zooms.min(axis=0), zooms.max(axis=0)])
+    assert sum(model.metadata["seen"]["axes"].values()) == len(headers)
     best = read_state(reference / "best.pt")
     assert all(torch.equal(v, best["network_state"][k]) for k, v in model.network.state_dict().items())
     assert not model.network.training

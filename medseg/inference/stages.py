@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from medseg import files, volumes
+from medseg.checkpoint_grids import unlike_grid
 from medseg.checkpoint_model import hash_weights
 from medseg.cohort import SlabQueue
 from medseg.component import Component, build_component
@@ -53,7 +54,9 @@ class Work:
         self.networks = [_fast_layout(fold_norms(network)) for network in networks]
         self.pipeline, self.spec, self.device, self.series = model.pipeline, model.dataset, device, series
         self.probabilities, self.max_ram, self.max_vram = probabilities, max_ram, max_vram
-        self.threshold = (getattr(model, "metadata", None) or {}).get("threshold")
+        facts = getattr(model, "metadata", None) or {}
+        self.threshold = facts.get("threshold")
+        self.seen = [member.get("seen") for member in facts.get("members", [facts])]
         self.preprocess = [build_component(part, "transform") for part in self.pipeline.preprocess]
         self.postprocess = [build_component(part, "postprocess") for part in self.pipeline.postprocess]
         self.options = {"probabilities": probabilities, "format": format, "series": series}
@@ -127,6 +130,9 @@ class Work:
             except Exception as error:  # whatever a transform raises on this case must not stop the others
                 message = f"{part.name} fails on this case: {type(error).__name__}: {error}".splitlines()[0]
                 raise DataError(message, code="E371", case=job.case) from error
+        if sample["native"].kind == "volume":
+            told = [unlike_grid(np.asarray(sample["image"].affine), seen) for seen in self.seen]
+            sample["notes"] = (*sample["notes"], *(told[0] if all(told) else ()))  # of an ensemble: unlike all of them
         return sample
 
     def compute(self, job: Job, sample: dict[str, Any]) -> dict[str, Any]:
