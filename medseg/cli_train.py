@@ -178,8 +178,7 @@ def _pipeline_for(
             fix = f"write `dataset: {name}` into {config.pipeline_file(name, folder=folder)}, or add --pipeline {name}"
             raise UsageError(text, code="E101", field="NAME", fix=fix)
         return chosen
-    chosen = config.load_pipeline(pipeline, folder=folder, overrides=[f"dataset={name}", *overrides], root=data)
-    return chosen.model_copy(update={"name": name})  # runs of a data set of one's own are found under its name
+    return config.load_pipeline(pipeline, folder=folder, overrides=[f"dataset={name}", *overrides], root=data)
 
 
 def _fold_number(text: str) -> int | None:

@@ -71,7 +71,9 @@ def load_pipeline(
     if problems or pipeline is None:
         raise collect(problems)
     title = pipeline.title or next(iter(document.head), "")
-    return pipeline.model_copy(update={"name": path.stem, "title": title})
+    # runs of a data set of one's own are found under its name
+    own = pipeline.dataset if "dataset" in parse_settings(overrides) else path.stem
+    return pipeline.model_copy(update={"name": own, "title": title})
 
 
 def load_dataset(name: str, *, file: str | Path | None = None, root: str | Path | None = None) -> DatasetSpec:

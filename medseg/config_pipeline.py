@@ -71,7 +71,8 @@ class TrainConfig(Strict):
 class Pipeline(Strict):
     """One experiment: the choices of one file in pipelines/, read top to bottom.
 
-    `name` is the file's name and `title` its first comment line; neither is a key that has to be written.
+    `name` is the file's name (the data set's, where `dataset` was overridden) and `title` its first comment line;
+    neither is a key that has to be written.
     """
 
     name: str = ""

@@ -518,6 +518,7 @@ def test_a_borrowed_pipeline_says_whose_choices_it_has(folder):
     assert load_pipeline("tiny").title == "A title for the list."
     borrowed = load_pipeline("tiny", overrides=["dataset=mine"])
     assert borrowed.title == "mine, with the choices of tiny"
+    assert (borrowed.name, load_pipeline("tiny").name) == ("mine", "tiny")  # its runs lie below runs/mine
     assert config.to_yaml(borrowed).startswith("# mine, with the choices of tiny\n")
 
 
