@@ -60,9 +60,9 @@ def table_lines(scores: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
             continue
         lines.append([
             s["label"], name, plain_number(s["mean"], unit),
-            f"{plain_number(s['low'], unit)} to {plain_number(s['high'], unit)}",
+            _span(s["low"], s["high"], unit),
             plain_number(s["sd"], unit), plain_number(s["median"], unit),
-            f"{plain_number(s['q1'], unit)} to {plain_number(s['q3'], unit)}",
+            _span(s["q1"], s["q3"], unit),
             str(s["n"]), str(s["missed"]), str(s["false_alarm"]), str(s["both_empty"]),
         ])  # fmt: skip
     return header, lines
@@ -83,6 +83,14 @@ def latex_table(scores: Sequence[Mapping[str, Any]]) -> str:
     body.append(r"\midrule")
     body += [" & ".join(_latex(cell) for cell in line) + r" \\" for line in lines]
     return "\n".join([*body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _span(low: float | None, high: float | None, unit: str) -> str:
+    """
+    >>> _span(0.5, 0.75, ""), _span(None, None, "")  # of a single patient there is no interval
+    ('0.500 to 0.750', '–')
+    """
+    return "–" if low is None else f"{plain_number(low, unit)} to {plain_number(high, unit)}"
 
 
 def _markdown(text: str) -> str:

@@ -67,8 +67,8 @@ def interpret(
     if array.ndim > spatial:
         if array.shape[-1] != 1 and not (array.shape[-1] == 3 and is_grey(array)):
             fix = (
-                "tell what the colours mean: `colours` in datasets.yaml (`data add` writes it); in evaluation give --run "
-                "RUN or the set's name as reference"
+                "tell what the colours mean: `colours` in datasets.yaml (`data add` writes it); in evaluation give "
+                "--run RUN or the set's name as reference"
             )
             found = f"{array.shape[-1]} bands that differ"
             raise _refused("a colour picture where labels are expected", "E334", path, case, "one band", found, fix)
