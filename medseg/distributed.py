@@ -23,7 +23,7 @@ from torch import nn
 from medseg.errors import MedsegError, TrainingError, UsageError
 from medseg.hardware import choose_hardware
 
-__all__ = ["Group", "launched", "processes", "wrap_network"]
+__all__ = ["Group", "launched", "lost_process", "processes", "wrap_network"]
 
 PATIENCE = datetime.timedelta(hours=2)  # for the slowest validation case; a process that died is noticed at once
 
@@ -129,8 +129,18 @@ def _told() -> Iterator[None]:
     except MedsegError:
         raise
     except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        raise LostProcess("a process of this run was lost", found=text, fix="continue with --resume") from error
+        raise _lost(error) from error
+
+
+def _lost(error: BaseException) -> LostProcess:
+    text = str(error).splitlines()[0]
+    return LostProcess("a process of this run was lost", found=text, fix="continue with --resume")
+
+
+def lost_process(error: BaseException) -> LostProcess | None:
+    """`error` of a training step as the loss of another process, if it is that: torch itself exchanges gradients."""
+    exchanged = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return _lost(error) if exchanged else None
 
 
 def launched() -> bool:

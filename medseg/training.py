@@ -17,7 +17,7 @@ from typing import Any
 from medseg.checkpoint import CheckpointStore
 from medseg.component import build_component
 from medseg.config import Pipeline, to_yaml
-from medseg.distributed import Group, processes
+from medseg.distributed import Group, lost_process, processes
 from medseg.engine_budget import Budget
 from medseg.engine_session import Session
 from medseg.engine_stream import BatchStream
@@ -239,7 +239,7 @@ def _train(session: Session, signals: Signals, outputs: list[Output]) -> None:
     try:
         run_engine(engine, session, session.stream)
     except Exception as error:
-        mended = memory_error(error, session)
+        mended = memory_error(error, session) or lost_process(error)
         if mended is not None:
             raise mended from error
         raise

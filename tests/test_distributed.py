@@ -20,7 +20,7 @@ from torch import nn
 
 from medseg.checkpoint import read_state
 from medseg.config import to_yaml
-from medseg.distributed import Group, LostProcess, launched, processes, wrap_network
+from medseg.distributed import Group, LostProcess, launched, lost_process, processes, wrap_network
 from medseg.errors import ResourceError, UsageError
 from medseg.training import train
 
@@ -106,6 +106,11 @@ def test_two_processes_agree():
     assert second == ([15, 7], [3.0], "runs/läuft", False)
 
 
+def test_other_errors_of_a_step_are_none_of_a_lost_process():
+    for error in (RuntimeError("shapes cannot be multiplied"), ValueError("gloo"), torch.OutOfMemoryError("memory")):
+        assert lost_process(error) is None
+
+
 def test_if_the_first_process_fails_the_other_ends_too():
     def work(group: Group):
         try:
@@ -120,16 +125,24 @@ def test_if_the_first_process_fails_the_other_ends_too():
     assert in_two(work) == ["own", "E620"]
 
 
-def test_a_process_that_is_gone_is_noticed_at_once():
+@pytest.mark.parametrize("exchange", ["decision", "gradient"])
+def test_a_process_that_is_gone_is_noticed_at_once(exchange):
     def work(group: Group):
+        network, _ = wrap_network(nn.Linear(1, 1), group, torch.device("cpu"))
         if group.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         begin = time.monotonic()
         try:
             for _ in range(3):
-                group.wait()
-        except LostProcess:
-            return time.monotonic() - begin
+                if exchange == "decision":
+                    group.wait()
+                else:  # by torch, in the middle of backward
+                    network(torch.ones(1, 1)).sum().backward()
+        except RuntimeError as error:
+            told = lost_process(error)
+        except LostProcess as error:
+            told = error
+        return time.monotonic() - begin if isinstance(told, LostProcess) else 99.0
 
     # the survivor cannot leave in good order, but it leaves
     context = multiprocessing.get_context("fork")
@@ -243,6 +256,8 @@ def test_a_lost_process_ends_all_and_the_run_can_be_continued(place, tmp_path, h
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert time.monotonic() - begin < 60
+    assert "E100" not in errors
+    assert "E620: a process of this run was lost" in errors or how == signal.SIGTERM
     assert read_state(folder / "last.pt")["progress"]["iteration"] > 0
     if how == signal.SIGTERM:
         assert json.loads((folder / "status.json").read_text())["state"] == "interrupted", errors
