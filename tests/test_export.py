@@ -455,6 +455,16 @@ def test_the_runner_refuses_what_it_does_not_do(images, tmp_path, step, lacks):
     assert lacks is None or lacks in done.stderr
 
 
+@pytest.mark.parametrize("spacing", [0.91, 0.94, 1.0, 1.03, 1.29, 1.41, 1.45])
+def test_the_runner_keeps_voxels_at_the_border_of_the_coarser_grid(runner, spacing):
+    """Where 8 voxels become 4 of twice the size, the last voxel's centre lies on the border of the last of them."""
+    affine = np.diag([-spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = [-20.13, 7.77, 0.1]
+    coarse, place = runner.respace(np.zeros((1, 8, 8, 8), np.float32), affine, [2 * spacing])
+    found = runner.to_native(np.stack([0 * coarse[0], 0 * coarse[0] + 1]), place, affine, (8, 8, 8))
+    assert (found[1] == 1).all()
+
+
 @pytest.mark.parametrize("rule", ["refuse", -50.0])
 def test_the_runner_refuses_nan(tmp_path, rule):
     run = make_run(tmp_path / "run", pipeline(), dataset(nan=rule))

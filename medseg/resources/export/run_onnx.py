@@ -229,7 +229,7 @@ def to_native(probabilities, affine_pre, affine, shape):
         return probabilities
     place = (way[:dims, :dims] @ np.indices(shape).reshape(dims, -1) + way[:dims, dims:]).reshape(dims, *shape)
     sizes = np.array(probabilities.shape[1:]).reshape(-1, *[1] * dims)
-    outside = ((place < -0.5) | (place > sizes - 0.5)).any(axis=0)
+    outside = ((place < -0.5 - 1e-6) | (place > sizes - 0.5 + 1e-6)).any(axis=0)  # as medseg, whatever was rounded
     moved = np.stack([ndimage.map_coordinates(p, place, order=1, mode="nearest") for p in probabilities])
     moved[:, outside] = 0
     moved[0, outside] = len(moved) > 1
