@@ -11,8 +11,9 @@ from pathlib import Path
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout, PartFiles
 from medseg.data_case import PARTS, Case, Problems, stay_inside
-from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.errors import ConfigError, DataError, FormatError, MedsegError
 from medseg.volumes import case_id, natural_key
+from medseg.volumes_inputs import closed_folders
 
 __all__ = ["by_pattern", "compile_pattern", "id_of", "match_images", "match_pattern"]
 
@@ -25,6 +26,9 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
     for part in PARTS:
         files: PartFiles | None = getattr(layout, part)
         if files is None:
+            continue
+        if closed := _closed(files, root):
+            problems += closed
             continue
         found = [(id_of(values, path), values, path) for values, path in match_images(files, root)]
         if not found and files.ids is not None and not (root / files.ids).exists():
@@ -43,6 +47,14 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
         if part != "test" and wanted is None and chosen:
             problems += _orphans(files, [values for _, values, _ in chosen], root)
     return cases, problems
+
+
+def _closed(files: PartFiles, root: Path) -> Problems:
+    """Folders of a part that may not be looked into: what lies there would be missing without a word."""
+    patterns = (text for text in (*files.image, files.label, files.instances, files.fov) if text is not None)
+    folders = dict.fromkeys(folder for text in patterns for folder in closed_folders(_wildcard(text), root))
+    text, fix = "a folder of the data set cannot be read", "let your user read it, or move it out of the data set"
+    return [FormatError(text, code="E308", file=folder, found="Permission denied", fix=fix) for folder in folders]
 
 
 def _pattern_case(
@@ -128,10 +140,14 @@ def match_images(files: PartFiles, root: Path) -> list[tuple[dict[str, str], Pat
 def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]:
     """(values of the placeholders, path) for everything below `root` that fits the pattern, in natural order."""
     compiled = compile_pattern(pattern)
-    wildcard = "*".join(map(glob.escape, _PLACEHOLDER.split(pattern)[::2]))
-    pairs = ((compiled.fullmatch(Path(text).as_posix()), root / text) for text in glob.glob(wildcard, root_dir=root))
+    matches = glob.glob(_wildcard(pattern), root_dir=root)
+    pairs = ((compiled.fullmatch(Path(text).as_posix()), root / text) for text in matches)
     found = [(match.groupdict(), path) for match, path in pairs if match]
     return sorted(found, key=lambda pair: natural_key(pair[1]))
+
+
+def _wildcard(pattern: str) -> str:
+    return "*".join(map(glob.escape, _PLACEHOLDER.split(pattern)[::2]))
 
 
 @lru_cache(maxsize=64)

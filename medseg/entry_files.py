@@ -12,7 +12,7 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg.files import full_suffix, written_suffix
 from medseg.volumes import natural_key
-from medseg.volumes_inputs import SUFFIXES
+from medseg.volumes_inputs import SUFFIXES, closed_folders
 
 __all__ = ["below", "expand", "without_labels"]
 
@@ -36,6 +36,9 @@ def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]
                 message = "files lie outside the data folder"
                 raise UsageError(message, code="E104", field=option, file=path, expected=root.resolve(), fix=fix)
             found.append(inner)
+    if closed := [*closed_folders(_glob_text(pattern, root), root), *closed_folders(text, place)]:
+        message, fix = "a folder cannot be read", "let your user read it, or move it away"
+        raise UsageError(message, code="E308", field=option, file=closed[0], found="Permission denied", fix=fix)
     if not found:
         raise _nothing(root, pattern, option)
     found = sorted((Path(path).as_posix() for path in found), key=natural_key)
@@ -64,7 +67,7 @@ def _glob_text(pattern: str, place: Path) -> str:
     """What `glob` has to look for: as long as a part of the path is there, it is a name, even with `[` or `{` in it."""
     parts = Path(pattern).parts
     names = 0
-    while names < len(parts) and (place / Path(*parts[: names + 1])).exists():
+    while names < len(parts) and os.path.exists(place / Path(*parts[: names + 1])):
         names += 1
     return str(Path(*map(glob.escape, parts[:names]), *(re.sub(r"\{\w+\}", "*", part) for part in parts[names:])))
 

@@ -98,7 +98,7 @@ def require_file(path: str | Path, *, case: str | None = None) -> Path:
             if not file.read(1):
                 raise FormatError("the file is empty", code="E302", case=case, file=path, found="0 bytes")
     except (OSError, ValueError) as error:
-        if path.is_symlink() and not path.exists():
+        if os.path.islink(path) and not os.path.exists(path):
             what = "the file is a link to nothing"
         elif isinstance(error, FileNotFoundError):
             what = "the file does not exist"

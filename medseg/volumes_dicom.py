@@ -137,7 +137,10 @@ def scan_series(path: Path, *, case: str | None = None) -> list[_Series]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [require_file(path)]
-    return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    try:
+        return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise FormatError("the folder cannot be read", code="E308", file=path, found=error.strerror) from None
 
 
 def _hashed(part: Slice) -> str:

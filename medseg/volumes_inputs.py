@@ -14,7 +14,7 @@ from medseg.errors import DataError, FormatError, UsageError
 from medseg.files import full_suffix, require_file
 from medseg.volumes_pictures import sniff_picture
 
-__all__ = ["case_id", "find_format", "hidden_id", "list_inputs", "natural_key", "same_file"]
+__all__ = ["case_id", "closed_folders", "find_format", "hidden_id", "list_inputs", "natural_key", "same_file"]
 
 _DICOMDIR = "1.2.840.10008.1.3.10"  # media storage directory, PS3.4 annex I: a table of contents, no image
 
@@ -44,7 +44,7 @@ def find_format(path: str | Path, *, case: str | None = None) -> str:
         FormatError: E301 an unknown format, or a picture whose content is another format than its suffix.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return "dicom"
     named = SUFFIXES.get(full_suffix(path)) or SUFFIXES.get(path.suffix.lower())
     with require_file(path, case=case).open("rb") as file:
@@ -72,7 +72,7 @@ def case_id(path: str | Path) -> str:
     path = Path(path)
     suffix = full_suffix(path)
     known = suffix in SUFFIXES and suffix != ".dcm"
-    if not known and (path.is_dir() or (path.is_file() and find_format(path) == "dicom")):
+    if not known and (os.path.isdir(path) or (os.path.isfile(path) and find_format(path) == "dicom")):
         from medseg.volumes_dicom import series_id
 
         return series_id(path)
@@ -113,10 +113,12 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, 
         elif is_there:
             inside = [path]
         else:
-            inside = sorted(map(Path, glob.glob(str(name), recursive=True)), key=natural_key)
+            closed = closed_folders(str(name))
+            matches = [part for part in map(Path, glob.glob(str(name), recursive=True)) if part.parent not in closed]
+            inside = sorted([*matches, *closed], key=natural_key)
             if skip is not None and _is_below(Path(skip), _fixed_part(path)):
                 inside = [part for part in inside if not _is_below(part, Path(skip), or_same=True)]
-            inside = [image for part in inside for image in (_images_below(part, skip) if part.is_dir() else [part])]
+            inside = [image for part in inside for image in _images_below(part, skip)]
             if not inside:
                 raise UsageError("no such file, folder or pattern", code="E103", file=path, found="nothing")
         for image in inside:
@@ -130,7 +132,20 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, 
 
 def same_file(path: Path) -> tuple[str, str]:
     """What two spellings of one input share: the place that links lead to, and for a file its own name (its case)."""
-    return os.path.realpath(path), "" if path.is_dir() else path.name
+    return os.path.realpath(path), "" if os.path.isdir(path) else path.name
+
+
+def closed_folders(pattern: str, root: str | Path = "") -> list[Path]:
+    """Folders on the way of a glob pattern that this user may not look into: `glob` passes over them without a word."""
+    parts = Path(pattern).parts
+    closed: dict[Path, None] = {}
+    for count, part in enumerate(parts[1:], start=1):
+        need = os.X_OK | (os.R_OK if glob.has_magic(part) else 0)
+        for place in glob.glob(str(Path(*parts[:count])), root_dir=root or None, recursive=True):
+            folder = Path(root, place)
+            if os.path.isdir(folder) and not os.access(folder, need) and folder.name != "lost+found":
+                closed[folder] = None
+    return list(closed)
 
 
 def natural_key(path: str | Path) -> tuple:
@@ -149,9 +164,20 @@ def _is_below(path: Path, folder: Path, *, or_same: bool = False) -> bool:
 
 
 def _images_below(folder: Path, skip: str | Path | None = None) -> list[Path]:
+    if not os.path.isdir(folder):
+        return [folder]
     images: list[Path] = []
     left_out = None if skip is None else Path(skip).resolve()
-    for base, folders, names in os.walk(folder):
+
+    def unread(place: str) -> None:  # an input that fails when it is read: what lies there is not left out in silence
+        if Path(place).name != "lost+found":
+            images.append(Path(place))
+
+    for base, folders, names in os.walk(folder, onerror=lambda error: unread(error.filename)):
+        if not os.access(base, os.X_OK):  # the names in it can be read, nothing else
+            unread(base)
+            folders.clear()
+            continue
         folders[:] = sorted(
             (name for name in folders if not name.startswith(".") and Path(base, name).resolve() != left_out),
             key=natural_key,
@@ -169,7 +195,7 @@ def hidden_id(path: Path) -> str | None:
 
     Its name often is the patient's, so only a hash of its place is taken.
     """
-    if not (path.is_dir() or full_suffix(path) == ".dcm" or (path.is_file() and _is_dicom(path))):
+    if not (os.path.isdir(path) or full_suffix(path) == ".dcm" or (os.path.isfile(path) and _is_dicom(path))):
         return None
     place = os.path.realpath(path).encode("utf-8", "surrogateescape")
     return "dicom-unread-" + hashlib.blake2b(place, digest_size=6).hexdigest()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import corpus
 import numpy as np
 import pytest
 
-from medseg.errors import UsageError
+from medseg.config import DatasetSpec
+from medseg.data import find_cases
+from medseg.entry_files import expand
+from medseg.errors import MedsegError, UsageError
 from medseg.volumes import case_id, list_inputs, read_image, read_label, write_label
 
 ODD_NAMES = [
@@ -75,3 +84,65 @@ def test_an_input_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     # a link with a name of its own is a case of its own
     (tmp_path / "in" / "c.nii.gz").symlink_to("a.nii.gz")
     assert [case_id(path) for path in list_inputs(["in"])] == ["a", "b", "c"]
+
+
+def as_other_user(work: Callable[[Path], Any]) -> Any:
+    """What `work` gives in a folder of this user, in a process that may not read everything (root may)."""
+    context = multiprocessing.get_context("fork")
+    folder, results = Path(tempfile.mkdtemp()), context.Queue()
+
+    def start() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setuid(65534)
+        try:
+            results.put(work(folder))
+        except MedsegError as error:
+            results.put([(problem.code, Path(problem.file or "").name) for problem in error.problems])
+
+    try:
+        folder.chmod(0o755)
+        for name in ("p1", "p2", "p3"):
+            (folder / name).mkdir()
+            for part in ("ct", "seg"):
+                (folder / name / f"{name}_{part}.nii.gz").write_bytes(corpus.packed(corpus.nifti(corpus.image())))
+        (folder / "p2").chmod(0o000)  # neither its names nor its files
+        (folder / "p3").chmod(0o444)  # its names, but not its files
+        process = context.Process(target=start)
+        process.start()
+        found = results.get(timeout=60)
+        process.join(60)
+        return found
+    finally:
+        for name in ("p2", "p3"):
+            (folder / name).chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and takes another user's number")
+@pytest.mark.parametrize("pattern", ["", "*", "*/*_ct.nii.gz"])
+def test_folders_that_cannot_be_read_are_inputs_that_fail(pattern: str) -> None:
+    def work(folder: Path) -> list[str]:
+        told = []
+        for path in list_inputs([str(folder / pattern)]):
+            try:
+                read_image(path)
+                told.append(path.name)
+            except MedsegError as error:
+                told.append(f"{path.name} {error.code}")
+        return told
+
+    files = ["p1_ct.nii.gz"] if "_ct" in pattern else ["p1_ct.nii.gz", "p1_seg.nii.gz"]
+    assert as_other_user(work) == [*files, "p2 E308", "p3 E308"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and takes another user's number")
+@pytest.mark.parametrize("pattern", ["{id}/{id}", "p2/{id}"])
+def test_cases_in_folders_that_cannot_be_read_are_not_left_out_of_a_data_set(pattern: str) -> None:
+    facts = {"name": "set", "title": "A set", "modality": "CT", "dims": 3, "channels": ["ct"], "unit": "mm"}
+    files = [{"training": {"image": f"{pattern}_ct.nii.gz", "label": f"{pattern}_seg.nii.gz"}}]
+    spec = DatasetSpec.from_dict({**facts, "labels": {0: "background", 1: "thing"}, "files": files})
+    wanted = [("E308", name) for name in (["p2", "p3"] if pattern.startswith("{") else ["p2"])]
+    assert as_other_user(lambda folder: [case.id for case in find_cases(spec, folder)]) == wanted
+    # nor of one that is to be described
+    assert as_other_user(lambda folder: expand(folder, files[0]["training"]["image"], "--images")) == wanted[:1]
