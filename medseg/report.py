@@ -82,8 +82,8 @@ def render(folder: Path, scores: Path | None) -> str:
                 "There is no summary.json beside cases.csv: the means were computed for this page, "
                 "cases without scores are not known."
             )
-    status, provenance, split = (
-        read_plain_json(folder / name, notes) for name in ("status.json", "provenance.json", "split.json")
+    status, provenance, split, threshold = (
+        read_plain_json(folder / f"{name}.json", notes) for name in ("status", "provenance", "split", "threshold")
     )
     pipeline = _read_text(folder / "pipeline.yaml", notes)
     columns = read_log(folder / "log.csv", notes)
@@ -106,7 +106,9 @@ def render(folder: Path, scores: Path | None) -> str:
     page["training_hint"] = _training_hint(columns)
     if notes:
         page["alerts"].append({"kind": "warn", "title": "Notes on this page", "lines": notes})
-    page["facts"] = run_facts([_summary_facts(summary), provenance, _split_facts(split), status])
+    # the summary tells the threshold that was used; of a run that scores nothing the run itself does
+    facts = summary or ({"threshold": threshold} if threshold else {})
+    page["facts"] = run_facts([_summary_facts(facts), provenance, _split_facts(split), status])
     page["facts"].append(("Page written", time.strftime("%Y-%m-%d %H:%M %Z")))
     page["texts"] = [("The pipeline, as it ran", pipeline)] if pipeline else []
     page["title"] = _title(folder, summary, pipeline)
@@ -229,9 +231,11 @@ def _summary_facts(summary: Mapping[str, Any]) -> dict[str, Any]:
 def _split_facts(split: Mapping[str, Any]) -> dict[str, Any]:
     if not split:
         return {}
+    kept = list(map(str, split.get("validation", [])))  # with their number: a name may be a number too
+    named = f"{len(kept)}: {', '.join(kept[:12])}{' ...' * (len(kept) > 12)}" if kept else ""
     return {
         "split": _fold(split, f" of {split.get('folds')}, seed {split.get('seed')}"),
-        "training cases": len(split.get("training", [])), "validation cases": split.get("validation", []),
+        "training cases": len(split.get("training", [])), "validation cases": named,
     }  # fmt: skip
 
 

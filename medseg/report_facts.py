@@ -38,6 +38,7 @@ _HIDDEN = {
     "environment",
 }
 _LONG = 400
+_LINES = 6  # in one figure
 _ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:[/\\]|\\\\)")
 _ADDRESS = re.compile(r"[a-z]+://")
 # an absolute path inside a text: it begins where no word, address or relative path goes on
@@ -128,16 +129,17 @@ def training_curves(columns: Mapping[str, list[tuple[float, float]]]) -> list[Ma
     loss, rate, scores = {}, {}, {}
     for name, points in columns.items():
         low = name.lower()
-        if "loss" in low:
+        if low == "score" or low.startswith("val"):  # first: a label may be called "bone loss"
+            scores[name] = points
+        elif "loss" in low:
             loss[name] = points
         elif low in ("lr", "rate") or "learning" in low:
             rate[name] = points
-        elif low == "score" or low.startswith("val"):
-            scores[name] = points
     figures = []
     for series, label in ((loss, "loss"), (scores, "validation score"), (rate, "learning rate")):
         if series:
-            figures.append(curve_plot(dict(list(series.items())[:6]), x_label="epoch", y_label=label))
+            told = label if len(series) <= _LINES else f"{label} ({_LINES} of {len(series)}; log.csv has all)"
+            figures.append(curve_plot(dict(list(series.items())[:_LINES]), x_label="epoch", y_label=told))
     return figures
 
 

@@ -85,7 +85,7 @@ def strip_plot(rows: Mapping[str, Sequence[ScoreRow]], scores: Mapping[str, Mapp
             if score.get("low") is not None:
                 canvas.line(x(score["low"]), y, x(score["high"]), y, "interval")
             low, mean, high = (plain_number(score.get(key), head.unit) for key in ("low", "mean", "high"))
-            tip = f"mean {mean}, 95 % interval {low} to {high}"
+            tip = f"mean {mean}" + (f", 95 % interval {low} to {high}" if score.get("low") is not None else "")
             canvas.mark(x(score["mean"]), y, "mean", "diamond", tip, 4)
     return canvas.svg()
 

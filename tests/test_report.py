@@ -16,7 +16,7 @@ from browser import Browser, find_browser
 from medseg.errors import DataError, FormatError, UsageError
 from medseg.metrics import METRICS
 from medseg.report import write_report
-from medseg.report_facts import read_log, run_facts
+from medseg.report_facts import read_log, run_facts, training_curves
 from medseg.report_figures import agreement_plot, curve_plot, reliability_plot, strip_plot
 from medseg.report_pictures import draw_planes, match_objects
 from medseg.report_scores import score_sections
@@ -354,6 +354,31 @@ def test_figures_hold_what_was_measured():
     nothing = [ScoreRow(case, "a", "Dice", 0.0, "", "scored", "") for case in "ab"]
     assert ">1</text>" in strip_plot({"a": nothing}, {}, "higher")
     assert "NaN" not in reliability_plot([{"probability": 0.0, "frequency": 0.0, "count": 0}], "x")
+
+
+def test_scores_of_labels_that_are_called_like_a_loss_are_scores():
+    columns = {"lr": [(1, 0.1)], "loss": [(1, 1.0)], "score": [(1, 0.5)], "val Dice bone loss": [(1, 0.5)]}
+    loss, scores, rate = training_curves(columns)
+    assert [f">{name}<" in loss for name in columns] == [False, True, False, False]
+    assert [f">{name}<" in scores for name in columns] == [False, False, True, True]
+    assert "lr" in rate
+    # what does not fit into a figure is not left out in silence
+    many = training_curves({f"val Dice {n}": [(1, 0.5)] for n in range(9)})[0]
+    assert "val Dice 5" in many
+    assert "val Dice 6" not in many
+    assert "6 of 9" in many
+
+
+def test_a_run_without_scores_tells_its_threshold_and_how_many_cases_it_kept(tmp_path):
+    (tmp_path / "pipeline.yaml").write_text("dataset: x\n")
+    (tmp_path / "split.json").write_text(
+        json.dumps({"seed": 0, "folds": 5, "fold": 0, "training": ["1"], "validation": ["22"]})
+    )
+    facts = {"value": 0.4321, "chosen_on": "training", "cases": 20, "rule": "highest pooled Dice"}
+    (tmp_path / "threshold.json").write_text(json.dumps(facts))
+    text = write_report(tmp_path).read_text()
+    assert "<dt>Threshold</dt><dd>0.4321, chosen on the 20 training cases (highest pooled Dice)</dd>" in text
+    assert "<dt>Validation cases</dt><dd>1: 22</dd>" in text  # not 22 of them
 
 
 def test_ticks_and_axes():
