@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import time
@@ -58,10 +59,13 @@ class BatchStream:
                 worker_init_fn=_start_worker,
                 pin_memory=pin,
             )
+            before = multiprocessing.active_children()
             try:
                 with without_script():
                     self._source = iter(loader)
             except OSError as error:
+                # some may have been: they ignore SIGTERM, and Python would wait for them for ever when it ends
+                _kill([worker for worker in multiprocessing.active_children() if worker not in before])
                 fix = "they need room in /dev/shm and open files (ulimit -n): allow more, or --set train.workers=0"
                 raise ResourceError("data workers cannot be started", found=error.strerror, fix=fix) from error
 
