@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections import Counter
 
@@ -263,3 +266,39 @@ def test_workers_that_cannot_be_started_are_told(stored, monkeypatch):
     with pytest.raises(ResourceError, match="data workers cannot be started") as caught:
         BatchStream(maker(stored), workers=1)
     assert "/dev/shm" in (caught.value.fix or "")
+
+
+def test_workers_that_were_started_end_when_the_next_one_cannot_be():
+    """They ignore SIGTERM, and Python waits at its end for all that it has started: in a process of its own."""
+    script = textwrap.dedent("""
+        import time
+
+        import torch
+
+        from medseg.engine_stream import BatchStream
+        from medseg.errors import ResourceError
+
+        class Maker(torch.utils.data.Dataset):
+            on_gpu, iterations = False, 3
+
+            def __getitem__(self, key):
+                return key
+
+        real, made = torch.multiprocessing.Queue, []
+
+        def third_fails():  # of the results, of the first worker, of the second
+            if len(made) == 2:
+                time.sleep(2)  # the first worker begins
+                raise OSError(24, "Too many open files")
+            made.append(real())
+            return made[-1]
+
+        torch.multiprocessing.Queue = third_fails
+        try:
+            BatchStream(Maker(), workers=2)
+        except ResourceError as error:
+            print(error.message, flush=True)
+    """)
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "data workers cannot be started\n"
