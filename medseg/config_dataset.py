@@ -167,6 +167,8 @@ class DatasetSpec(Strict):
             raise ValueError(f"labels 0, 1, 2, ... without gaps, at least two; found {indices}")
         if len(set(self.labels.values())) != len(indices):
             raise ValueError("a name of its own for each label")
+        if "all" in self.labels.values():
+            raise ValueError("no label called `all`: scores of all labels stand under that name")
         if self.ignore is not None and self.ignore in self.labels:
             raise ValueError(f"an `ignore` that is not one of the labels; found {self.ignore}")
         if self.colour == "rgb" and len(self.channels) != 3:

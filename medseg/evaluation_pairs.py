@@ -70,7 +70,7 @@ def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
     {1: 'liver', 2: 'tumour'}
 
     Raises:
-        UsageError: not of that form, no label, or one number or name twice.
+        UsageError: not of that form, no label, one number or name twice, or the name `all`, which tables have.
     """
     found: dict[int, str] = {}
     given = labels.items() if isinstance(labels, Mapping) else [part.partition("=")[::2] for part in labels.split(",")]
@@ -79,8 +79,9 @@ def parse_labels(labels: str | Mapping[int, str]) -> dict[int, str]:
             raise UsageError("labels cannot be read", field="labels", expected="1=liver,2=tumour", found=labels)
         found[int(number)] = name
     found.pop(0, None)
-    if not found or len(set(found.values())) != len(found):
-        raise UsageError("labels need numbers above 0 and a name of its own for each", field="labels", found=labels)
+    if not found or len({*found.values(), "all"}) != len(found) + 1:
+        text = "labels need numbers above 0 and a name of its own for each, which is not `all`"
+        raise UsageError(text, field="labels", found=labels)
     return found
 
 

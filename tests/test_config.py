@@ -409,6 +409,7 @@ def test_a_pipeline_finds_the_data_set_of_the_data_folder(folder):
         ("dims: 2", "dims: 4", "tiny.dims", None),
         ("dims: 2", "dim: 2", "tiny.dim", None),
         ("unit: px", "unit: cm", "tiny.unit", None),
+        ("{0: background, 1: thing}", "{0: background, 1: all}", None, "no label called `all`"),
         ("{0: background, 1: thing}", "{0: background, 2: thing}", None, "without gaps"),
         ("{0: background, 1: thing}", "{1: thing}", None, "without gaps"),
         ("{0: background, 1: thing}", "{0: thing, 1: thing}", None, "a name of its own"),

@@ -846,7 +846,18 @@ def test_stored_probabilities_are_never_in_memory_all_at_once(tmp_path):
 def test_label_texts():
     assert parse_labels("1=liver,2=tu=mour") == {1: "liver", 2: "tu=mour"}
     assert parse_labels({np.uint8(1): "liver", "2": "tumour", 0: "air"}) == {1: "liver", 2: "tumour"}
-    for wrong in ("", "1", "a=b", "1=a,1=b", "1=a,2=a", "0=back", {"a": "b"}, {-1: "a"}, {1: "a", "1": "b"}):
+    for wrong in (
+        "",
+        "1",
+        "a=b",
+        "1=a,1=b",
+        "1=a,2=a",
+        "1=a,2=all",
+        "0=back",
+        {"a": "b"},
+        {-1: "a"},
+        {1: "a", "1": "b"},
+    ):
         with pytest.raises(UsageError):
             parse_labels(wrong)
     assert count_workers(8, 3) == 3
