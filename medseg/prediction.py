@@ -28,7 +28,7 @@ _NOTES = 20  # printed; as_dict has all
 
 @dataclass(frozen=True)
 class CaseResult:
-    """`status`: done, skipped (already complete), failed or planned; `source`: the image's file or folder."""
+    """`status`: done, skipped (already complete), failed or planned."""
 
     case: str
     status: str
@@ -38,12 +38,6 @@ class CaseResult:
     error: dict[str, Any] | None = None
     message: str | None = None
     cost: dict[str, Any] | None = None
-    source: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The case, and its source where that does not show it (DICOM series are called by a hash)."""
-        return self.case if self.source is None or self.case in self.source else f"{self.case} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class PredictionSummary:
             if case.status == "planned":
                 continue
             total = sum(case.seconds.values())
-            rows.append(f"{case.status:8}{total:8.1f} s  {case.name}" + (f" -> {case.output}" if case.output else ""))
+            rows.append(f"{case.status:8}{total:8.1f} s  {case.case}" + (f" -> {case.output}" if case.output else ""))
             rows += [f"  {line}" for line in (case.message or "").splitlines()]
         rows += self._notes()
         counts = {status: sum(case.status == status for case in self.cases) for status in ("done", "skipped", "failed")}
@@ -162,7 +156,7 @@ def predict(
     todo = []
     for job in jobs:
         if resume and is_complete(job, work.identity, work.options):
-            results.append(CaseResult(job.case, "skipped", str(job.output), source=str(job.source)))
+            results.append(CaseResult(job.case, "skipped", str(job.output)))
             report(results[-1])
         else:
             todo.append(job)
@@ -208,9 +202,9 @@ def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tu
                 exact_grid=grid.exact,
             )
             lines.append(cost.text())
-            results.append(CaseResult(job.case, "planned", cost=cost.as_dict(), source=str(job.source)))
+            results.append(CaseResult(job.case, "planned", cost=cost.as_dict()))
         except MedsegError as error:
-            results.append(_failed(job.case, error, source=job.source))
+            results.append(_failed(job.case, error))
     return results, certificate, lines
 
 
@@ -228,19 +222,17 @@ def _bytes(value: float | str | None, field: str) -> int | None:
 
 
 def _result(outcome: Outcome[Job]) -> CaseResult:
-    job, seconds = outcome.item, outcome.seconds or {}
     if outcome.error is not None:
-        return _failed(job.case, outcome.error, seconds, job.source)
+        return _failed(outcome.item.case, outcome.error, outcome.seconds)
     return CaseResult(
-        job.case, "done", str(job.output), seconds, tuple(outcome.result["notes"]), source=str(job.source)
+        outcome.item.case, "done", str(outcome.item.output), outcome.seconds or {}, tuple(outcome.result["notes"])
     )
 
 
-def _failed(
-    case: str, error: MedsegError, seconds: dict[str, float] | None = None, source: Path | None = None
-) -> CaseResult:
-    told, place = {**error.as_dict(), "exit_code": error.exit_code}, None if source is None else str(source)
-    return CaseResult(case, "failed", None, seconds or {}, (), told, str(error), source=place)
+def _failed(case: str, error: MedsegError, seconds: dict[str, float] | None = None) -> CaseResult:
+    return CaseResult(
+        case, "failed", None, seconds or {}, (), {**error.as_dict(), "exit_code": error.exit_code}, str(error)
+    )
 
 
 def _exit_code(results: Sequence[CaseResult]) -> int:
@@ -249,4 +241,4 @@ def _exit_code(results: Sequence[CaseResult]) -> int:
 
 
 def _print(result: CaseResult) -> None:
-    print(f"{result.status}: {result.name} ({sum(result.seconds.values()):.1f} s)", file=sys.stderr)
+    print(f"{result.status}: {result.case} ({sum(result.seconds.values()):.1f} s)", file=sys.stderr)

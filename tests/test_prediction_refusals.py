@@ -308,20 +308,6 @@ def test_a_folders_name_is_never_the_id_of_a_dicom_case(tmp_path):
     assert "Doe" not in case.case
 
 
-def test_the_folder_of_a_dicom_case_is_told_and_not_written(tmp_path):
-    series = corpus.series(tmp_path / "Doe^John", ARRAY)
-    make_volume(tmp_path / "a.nii.gz")
-    result = predict(make_model(), [series, tmp_path / "a.nii.gz"], tmp_path / "out", progress=False)
-    one, two = result.as_dict()["cases"]
-    assert (one["source"], two["source"]) == (str(series), str(tmp_path / "a.nii.gz"))
-    rows = [line for line in result.text().splitlines() if line.startswith("done")]
-    assert f"s  {one['case']} ({series}) -> " in rows[0]
-    assert "s  a -> " in rows[1]  # the name shows it
-    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert written
-    assert not any("Doe" in path.name or b"Doe" in path.read_bytes() for path in written)
-
-
 @pytest.mark.parametrize("name", ["run", "runs", "run/best.pt", "package"])
 def test_a_second_model_among_the_images_is_refused(tmp_path, name):
     (tmp_path / "runs" / "run").mkdir(parents=True)
