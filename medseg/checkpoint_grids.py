@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.volumes_geometry import axis_codes
+from medseg.volumes_geometry import axis_codes, voxel_size
 
 __all__ = ["mixed_grids", "seen_grids", "unlike_grid"]
 
@@ -23,7 +23,7 @@ def seen_grids(affines: Iterable[np.ndarray]) -> dict[str, Any]:
     {'axes': {'RAS': 1, 'LAS': 1}, 'spacing': [[1.0, 1.0, 2.0], [1.0, 1.0, 3.0]]}
     """
     affines = list(affines)
-    sizes = np.array([_spacing(affine) for affine in affines])
+    sizes = np.array([voxel_size(affine) for affine in affines])
     axes = Counter("".join(axis_codes(affine)) for affine in affines)
     return {"axes": dict(axes), "spacing": [sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()]}
 
@@ -36,7 +36,7 @@ def unlike_grid(affine: np.ndarray, seen: Mapping[str, Any] | None) -> list[str]
     """
     if not seen:
         return []
-    codes, size, (low, high) = "".join(axis_codes(affine)), _spacing(affine), np.array(seen["spacing"])
+    codes, size, (low, high) = "".join(axis_codes(affine)), voxel_size(affine), np.array(seen["spacing"])
     notes = []
     if codes not in seen["axes"]:
         notes.append(
@@ -61,10 +61,6 @@ def mixed_grids(seen: Mapping[str, Any]) -> list[str]:
     if (high > _MIXED * low).any():
         told.append(f"the images have voxels of {_shown(low, high)} mm: Spacingd in preprocess gives all the same")
     return told
-
-
-def _spacing(affine: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
 
 
 def _shown(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> str:

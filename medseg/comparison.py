@@ -232,34 +232,34 @@ def _check_cases(
     """Refuse tables whose cases or units are not the same, score by score."""
     problems: list[MedsegError] = []
     for name, file, table in zip(names[1:], files[1:], tables[1:], strict=True):
-        for key in tables[0]:
-            if key not in table:
-                continue
-            one, two = set(tables[0][key]), set(table[key])
-            if one == two:
-                units = [next(iter(scores[key].values())).unit or "a ratio" for scores in (tables[0], table)]
-                if units[0] == units[1]:
-                    continue
-                problems.append(
-                    DataError(
-                        "the evaluations have different units", code="E350", file=file, field=", ".join(key),
-                        expected=units[0], found=units[1], fix="evaluate both with one `unit` in datasets.yaml",
-                    )
-                )  # fmt: skip
-                break
-            missing = ", ".join(sorted(one - two)[:5]) or "none"
-            extra = ", ".join(sorted(two - one)[:5]) or "none"
-            problems.append(
-                DataError(
-                    "the evaluations are not of the same cases", code="E350", file=file, field=", ".join(key),
-                    expected=f"the {len(one)} cases of {names[0]}",
-                    found=f"{len(two)} cases in {name}; lacking {missing}; extra {extra}",
-                    fix="evaluate all of them against the same references; of runs compare the same fold and seed",
-                )
-            )  # fmt: skip
-            break  # one message for each table: the other scores say the same
+        shared = [key for key in tables[0] if key in table]
+        found = (_difference(key, names[0], tables[0][key], name, table[key], file) for key in shared)
+        problems += [problem for problem in found if problem is not None][:1]  # the other scores say the same
     if problems:
         raise collect(problems)
+
+
+def _difference(
+    key: tuple[str, str], first: str, one: Mapping[str, Any], second: str, two: Mapping[str, Any], file: Path
+) -> DataError | None:
+    """Why the lines of one score, by case, in two evaluations (of these names, the second in `file`) are no pairs."""
+    field = ", ".join(key)
+    if one.keys() != two.keys():
+        missing = ", ".join(sorted(one.keys() - two.keys())[:5]) or "none"
+        extra = ", ".join(sorted(two.keys() - one.keys())[:5]) or "none"
+        return DataError(
+            "the evaluations are not of the same cases", code="E350", file=file, field=field,
+            expected=f"the {len(one)} cases of {first}",
+            found=f"{len(two)} cases in {second}; lacking {missing}; extra {extra}",
+            fix="evaluate all of them against the same references; of runs compare the same fold and seed",
+        )  # fmt: skip
+    units = [next(iter(rows.values())).unit or "a ratio" for rows in (one, two)]
+    if units[0] == units[1]:
+        return None
+    return DataError(
+        "the evaluations have different units", code="E350", file=file, field=field,
+        expected=units[0], found=units[1], fix="evaluate both with one `unit` in datasets.yaml",
+    )  # fmt: skip
 
 
 def _known(metric: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ import torch
 from medseg.augmentation import Augmentation
 from medseg.batches import Batch, BatchMaker
 from medseg.checkpoint import CheckpointStore
-from medseg.checkpoint_grids import seen_grids
 from medseg.config import DatasetSpec, Pipeline
 from medseg.distributed import Group
 from medseg.engine import TrainStep
@@ -35,6 +33,7 @@ class Session:
     Attributes, beside the parts named by their classes:
         split: seed, folds, fold, training, validation: as in split.json.
         channels: in_channels and out_channels of the network.
+        seen: the grids of the training volumes (see `checkpoint_grids.seen_grids`); None for pictures.
         replicas: parts of a batch that the run began with (`step.parts` is how many there are now).
         rates: the base learning rate of each parameter group.
         device_augmentation: applied to batches on the device; None where the workers do it.
@@ -59,6 +58,7 @@ class Session:
     validator: Validator
     split: dict[str, Any]
     channels: dict[str, int]
+    seen: dict[str, Any] | None = None
     replicas: int = 1
     progress: Progress = field(default_factory=Progress)
     rates: list[float] = field(default_factory=list)
@@ -84,11 +84,6 @@ class Session:
     def per_epoch(self) -> int:
         """Iterations in an epoch."""
         return self.maker.iterations
-
-    @cached_property
-    def seen(self) -> dict[str, Any] | None:
-        """The grids of the training volumes; None for pictures."""
-        return seen_grids(case.affine for case in self.maker.stored) if self.spec.dims == 3 else None
 
     @property
     def command(self) -> str:

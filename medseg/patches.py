@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from medseg.volumes_geometry import voxel_size
+
 __all__ = ["ARRAYS", "Draw", "PatchReader", "derive_seed", "stack"]
 
 ARRAYS = ("image", "label", "weight", "fov")  # what of a case goes into patches
@@ -104,7 +106,7 @@ class PatchReader:
 
     def spacing(self, stored: Any) -> tuple[float, ...]:
         """Size of a voxel along the patch's axes."""
-        return tuple(float(v) for v in np.linalg.norm(stored.affine[:3, :3], axis=0)[: len(self.patch)])
+        return tuple(float(v) for v in voxel_size(stored.affine)[: len(self.patch)])
 
     @staticmethod
     def _on(shape: Sequence[int], values: tuple[int, ...], fill: int) -> tuple[int, ...]:

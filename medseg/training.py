@@ -155,6 +155,7 @@ def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: Ru
         validator=Validator(pipeline, plan.spec, prepared.validation, prepared.hardware, prepared.patients),
         split=split,
         channels=prepared.channels,
+        seen=prepared.seen,
         replicas=plan.replicas or step.parts,
         rates=[float(part["lr"]) for part in step.optimizer.param_groups],
         device_augmentation=prepared.device_augmentation,

@@ -38,7 +38,10 @@ LEAST_ITERATIONS = 50  # of an epoch whose length is "auto": validation has to s
 
 @dataclass
 class Prepared:
-    """Attributes: facts, stored cases by id (training, validation), channels of the network, batches, and notices."""
+    """Attributes: facts, stored cases by id (training, validation), channels of the network, batches, and notices.
+
+    `seen`: the grids of the training volumes (see `checkpoint_grids.seen_grids`); None for pictures.
+    """
 
     pipeline: Pipeline
     spec: DatasetSpec
@@ -51,6 +54,7 @@ class Prepared:
     network: nn.Module
     maker: BatchMaker
     device_augmentation: Augmentation | None
+    seen: dict[str, Any] | None = None
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -159,13 +163,14 @@ def prepare(
         world=group.world,
     )
     notices += patch_notices(network, maker.reader, training, augmentation)
-    notices += mixed_grids(seen_grids(case.affine for case in training.values())) if spec.dims == 3 else []
+    seen = seen_grids(case.affine for case in training.values()) if spec.dims == 3 else None
+    notices += mixed_grids(seen) if seen else []
     if fresh and group.writes:
         notices += intensity_notices(pipeline.preprocess, [known[name] for name in split["training"]], spec)
     validation = {name: stored[name] for name in split["validation"]}
     prepared = Prepared(
         pipeline, spec, hardware, group, {name: known[name] for name in names}, training, validation, channels, network,
-        maker, augmentation if on_device else None, notices,
+        maker, augmentation if on_device else None, seen, notices,
     )  # fmt: skip
     return prepared, split
 

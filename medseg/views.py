@@ -18,6 +18,7 @@ import numpy as np
 from medseg.errors import FormatError, UsageError
 from medseg.files import atomic_write, safe_stem
 from medseg.volumes import reorient
+from medseg.volumes_geometry import voxel_size
 
 __all__ = ["View", "make_view", "read_views", "remove_views", "write_view"]
 
@@ -110,7 +111,7 @@ def make_view(
     size = np.array(spacing if len(spacing) else (1.0,) * dims, float)
     if dims == 3 and affine is not None:
         layers = {name: reorient(layer, affine, "RAS")[0] for name, layer in layers.items()}
-        size = np.linalg.norm(reorient(prediction, affine, "RAS")[1][:3, :3], axis=0)
+        size = voxel_size(reorient(prediction, affine, "RAS")[1])
     box, part = _box(
         (layers["prediction"] != 0) | (layers["reference"] != 0), "xyz" if dims == 3 else ("row", "column")
     )

@@ -53,7 +53,7 @@ class Geometry:
         shape = tuple(int(n) for n in shape)
         affine = np.eye(4) if affine is None else np.array(affine, dtype=np.float64)
         affine.setflags(write=False)
-        spacing = tuple(float(v) for v in np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[: len(shape)])
+        spacing = tuple(float(v) for v in voxel_size(affine)[: len(shape)])
         kind = "picture" if len(shape) == 2 else "volume"
         return cls(shape, affine, spacing, kind, unit or ("px" if kind == "picture" else "mm"))
 
@@ -92,6 +92,15 @@ class Volume:
     header: Any
     channels: int
     notes: tuple[str, ...] = field(default=())
+
+
+def voxel_size(affine: np.ndarray) -> np.ndarray:
+    """Size of a voxel along each of the three array axes.
+
+    >>> voxel_size(np.diag([-1.0, 1.0, 2.5, 1.0])).tolist()
+    [1.0, 1.0, 2.5]
+    """
+    return np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0))
 
 
 def axis_codes(affine: np.ndarray) -> tuple[str, str, str]:
@@ -221,7 +230,7 @@ def check_pair(image: Volume | Geometry, label: Volume | Geometry, *, case: str 
 
 
 def _turned(first: np.ndarray, second: np.ndarray, degrees: float = 5.0) -> bool:
-    axes = [m[:3, :3] / np.linalg.norm(m[:3, :3], axis=0) for m in (first, second)]
+    axes = [m[:3, :3] / voxel_size(m) for m in (first, second)]
     return bool(((axes[0] * axes[1]).sum(axis=0) < np.cos(np.radians(degrees))).any())
 
 
