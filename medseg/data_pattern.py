@@ -15,9 +15,9 @@ from medseg.errors import ConfigError, DataError, FormatError, MedsegError
 from medseg.volumes import case_id, natural_key
 from medseg.volumes_inputs import closed_folders
 
-__all__ = ["by_pattern", "compile_pattern", "id_of", "match_images", "match_pattern"]
+__all__ = ["PLACEHOLDER", "by_pattern", "compile_pattern", "id_of", "match_images", "match_pattern"]
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
@@ -147,13 +147,13 @@ def match_pattern(pattern: str, root: Path) -> list[tuple[dict[str, str], Path]]
 
 
 def _wildcard(pattern: str) -> str:
-    return "*".join(map(glob.escape, _PLACEHOLDER.split(pattern)[::2]))
+    return "*".join(map(glob.escape, PLACEHOLDER.split(pattern)[::2]))
 
 
 @lru_cache(maxsize=64)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """What a path has to look like, with a group for each placeholder."""
-    literal = _PLACEHOLDER.split(pattern)  # text, name, text, name, ..., text
+    literal = PLACEHOLDER.split(pattern)  # text, name, text, name, ..., text
     seen: set[str] = set()
     expression = re.escape(literal[0])
     for name, text in zip(literal[1::2], literal[2::2], strict=True):
@@ -164,7 +164,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def _fixed(pattern: str) -> int:
-    return len(_PLACEHOLDER.sub("", pattern))
+    return len(PLACEHOLDER.sub("", pattern))
 
 
 def _is_of(pattern: str, text: str, values: dict[str, str], least: int) -> bool:
@@ -174,7 +174,7 @@ def _is_of(pattern: str, text: str, values: dict[str, str], least: int) -> bool:
 
 
 def _fill(pattern: str, values: dict[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], pattern)
+    return PLACEHOLDER.sub(lambda match: values[match[1]], pattern)
 
 
 def id_of(values: dict[str, str], path: Path | None) -> str:

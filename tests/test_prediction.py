@@ -92,6 +92,8 @@ def test_nifti_in_nifti_out_on_the_same_grid(tmp_path):
         (["{id}_t1.nii.gz", "{id}_t2.nii.gz"], ["{}_0000.nii.gz", "{}_0001.nii.gz"]),
         (["t1/{id}.nii.gz", "t2/{id}.nii.gz"], ["{}_0000.nii", "{}_0001.nii"]),
         (["set/{id}/t1.nii.gz", "set/{id}/t2.nii.gz"], ["{}/t1.nii.gz", "{}/t2.nii.gz"]),
+        (["t1/{id}.nii.gz", "t2/{id}.nii.gz"], ["t1/{}.nii.gz", "t2/{}.nii.gz"]),
+        (["set/t1/raw/{id}.nii.gz", "set/t2/raw/{id}.nii.gz"], ["t1/raw/{}.nii.gz", "t2/raw/{}.nii.gz"]),
     ],
 )
 def test_channels_that_are_files_of_their_own_are_one_case(tmp_path, patterns, names):
@@ -103,7 +105,8 @@ def test_channels_that_are_files_of_their_own_are_one_case(tmp_path, patterns, n
     arrays = {}
     for number, case in enumerate(("p1", "p_0000")):  # the second looks like a channel itself
         files = [tmp_path / "in" / name.format(case) for name in names]
-        files[0].parent.mkdir(exist_ok=True)
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
         arrays[case] = [make_volume(file, seed=10 * number + k) for k, file in enumerate(files)]
     result = predict(model, tmp_path / "in", tmp_path / "out", progress=False)
     assert [(case.case, case.status) for case in result.cases] == [("p1", "done"), ("p_0000", "done")]

@@ -9,33 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from medseg import files, volumes
-from medseg.data_pattern import compile_pattern, id_of
+from medseg.data_pattern import PLACEHOLDER, compile_pattern, id_of
 from medseg.errors import MedsegError
 from medseg.inference.outputs import Job, make_job, take_name
 
 __all__ = ["join_channels", "name_case"]
 
-_PLACEHOLDER = re.compile(r"\{\w+\}")
-
 
 def name_case(source: Path, spec: Any) -> str | None:
-    """The id of a case whose folder bears it (`{id}/t1.nii.gz`), as the patterns say; None where its file does.
+    """The id of a case where folders tell cases or channels apart (`{id}/t1.nii.gz`, `t1/{id}.nii.gz`), as the patterns
+    say; None where names of files do.
 
-    Of several channels each has the name of its file behind it, until they are joined.
+    Of several channels each has its name behind it, until they are joined.
     """
-    for patterns in _patterns(spec):
-        for pattern in patterns:
-            if "/" in _tail(pattern) and source.is_file() and (found := _fit(_expression(pattern), source)):
-                return f"{found[1]}_{volumes.case_id(source)}" if len(patterns) > 1 else found[1]
+    for tails in map(_tails, _patterns(spec)):
+        for channel, tail in enumerate(tails):
+            if "/" in tail and source.is_file() and (found := _fit(_expression(tail), source)):
+                return f"{found[1]}_{spec.channels[channel]}" if len(tails) > 1 else found[1]
     return None
 
 
 def join_channels(jobs: Sequence[Job], spec: Any) -> list[Job]:
     """One job for the channels of a case, where the model takes several and each is a file; other jobs as they are.
 
-    Files belong together that lie in one folder, are named as the patterns of the model's data set say
-    (`{id}_t1.nii.gz`, `{id}_t2.nii.gz`; `{id}/t1.nii.gz`, `{id}/t2.nii.gz`) or as nnU-Net does (`_0000`, `_0001` ...),
-    and hold one channel each. Where one is missing, the others stay as they are, and are refused when they are read.
+    Files belong together that lie in one folder and are named as the patterns of the model's data set say
+    (`{id}_t1.nii.gz`, `{id}_t2.nii.gz`; `{id}/t1.nii.gz`, `{id}/t2.nii.gz`; `t1/{id}.nii.gz`, `t2/{id}.nii.gz`) or as
+    nnU-Net does (`_0000`, `_0001` ...), and hold one channel each. Where one is missing, the others stay as they are,
+    and are refused when they are read.
 
     Raises:
         UsageError: E103, two cases with one output.
@@ -70,27 +70,36 @@ def join_channels(jobs: Sequence[Job], spec: Any) -> list[Job]:
 
 def _ways(spec: Any) -> list[list[re.Pattern[str]]]:
     """What the files of the channels may look like, for each way of naming them."""
-    told = [names for names in _patterns(spec) if len(set(map(_tail, names))) == spec.in_channels]
+    told = [tails for tails in map(_tails, _patterns(spec)) if len(set(tails)) == spec.in_channels]
     nnunet = [re.compile(rf"(.*/)(?P<id>[^/]+)_{k:04d}\.[^/]+") for k in range(spec.in_channels)]
-    return [*(list(map(_expression, names)) for names in told), nnunet]
+    return [*(list(map(_expression, tails)) for tails in told), nnunet]
 
 
 def _patterns(spec: Any) -> list[Sequence[str]]:
     """The patterns of the images of each part, where they tell cases apart."""
     parts = [part for layout in spec.files for part in (layout.training, layout.validation, layout.test)]
-    return [part.image for part in parts if part is not None and all(map(_PLACEHOLDER.search, part.image))]
+    return [part.image for part in parts if part is not None and all(map(PLACEHOLDER.search, part.image))]
 
 
-def _tail(pattern: str) -> str:
-    """What of a pattern tells cases apart wherever they lie: the last name, and where that is the same for all
-    (`t1.nii.gz`) the folders from the first with a placeholder on."""
-    parts = pattern.split("/")
-    told = [number for number, part in enumerate(parts) if _PLACEHOLDER.search(part)]
-    return parts[-1] if not told or told[-1] == len(parts) - 1 else "/".join(parts[told[0] :])
+def _tails(patterns: Sequence[str]) -> list[str]:
+    """What of the channels' patterns tells cases and channels apart wherever they lie: the last name; where that is
+    the same for all cases (`t1.nii.gz`) the folders from the first with a placeholder on; where it is the same for all
+    channels (`{id}.nii.gz`) as many folders as it takes."""
+    split = [pattern.split("/") for pattern in patterns]
+    tails = [parts[_start(parts) :] for parts in split]
+    while len(set(map(tuple, tails))) < len(set(patterns)):
+        tails = [parts[-len(tail) - 1 :] for parts, tail in zip(split, tails, strict=True)]
+    return list(map("/".join, tails))
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    return re.compile("(.*/)" + compile_pattern(_tail(pattern)).pattern)
+def _start(parts: Sequence[str]) -> int:
+    """The number of the part of a pattern from which on it tells cases apart."""
+    told = [number for number, part in enumerate(parts) if PLACEHOLDER.search(part)]
+    return len(parts) - 1 if told[-1] == len(parts) - 1 else told[0]
+
+
+def _expression(tail: str) -> re.Pattern[str]:
+    return re.compile("(.*/)" + compile_pattern(tail).pattern)
 
 
 def _fit(expression: re.Pattern[str], source: Path) -> tuple[str, str] | None:
