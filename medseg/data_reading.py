@@ -37,7 +37,7 @@ def read_reference(
         mapping = {tuple(rgb): index for index, rgb in spec.colours.items()} if spec.colours else spec.encoding
         volume = read_label(
             case.label, dims=spec.dims, allowed=spec.labels, ignore=spec.ignore, affine=spec.affine, case=case.id,
-            mapping=None if mapping == "index" else mapping,
+            mapping=None if mapping == "index" else mapping, names=spec.labels,
         )  # fmt: skip
         if image is not None:
             check_pair(image, volume, case=case.id)

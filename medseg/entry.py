@@ -18,7 +18,8 @@ from medseg.data_pattern import match_images, match_pattern
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, without_labels
 from medseg.entry_folder import from_folder
-from medseg.entry_looking import are_numbered, look_at_images, look_at_labels
+from medseg.entry_labels import are_numbered, look_at_labels
+from medseg.entry_looking import look_at_images
 from medseg.entry_pairing import instance_pattern, pair_patterns
 from medseg.errors import ConfigError, DataError, UsageError, collect, counted
 from medseg.files import write_text
@@ -160,6 +161,9 @@ def describe_files(
     values = {*listed, told.get("ignore")} - {None} if listed else set()
     named = "labels" in told or names is not None
     known = look_at_labels(labelled, seen.dims, named=named, listed=values, affine=affine)
+    if known.segments and names is not None:
+        message, fix = "segments of 3D Slicer have names of their own", "leave --names out, or rename them in 3D Slicer"
+        raise UsageError(message, field="--names", expected=", ".join(known.labels.values()), found=names, fix=fix)
     if known.instances and layout.training is not None and layout.training.label is not None:
         files = layout.training.model_dump(exclude_none=True)
         facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]

@@ -1,28 +1,23 @@
-"""What the files of a new data set are: dimensions, channels, colour, label values, spacing, intensities."""
+"""What the images of a new data set are: dimensions, channels, colour, spacing, intensities."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medseg.data_case import Case
 from medseg.entry_bands import look_at_bands, read_header
-from medseg.errors import DataError, LabelError, MedsegError, collect, counted
-from medseg.files import full_suffix
-from medseg.volumes import read_geometry, read_image, read_label
-from medseg.volumes_labels import WHITE
+from medseg.entry_labels import spread
+from medseg.errors import DataError, MedsegError, collect, counted
+from medseg.volumes import read_image
 
-__all__ = ["ImageFacts", "LabelFacts", "are_numbered", "look_at_images", "look_at_labels", "may_be_objects"]
+__all__ = ["ImageFacts", "look_at_images"]
 
-_LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
-_OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
-_CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
 @dataclass
@@ -32,18 +27,6 @@ class ImageFacts:
     dims: int
     channels: int
     colour: str | None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class LabelFacts:
-    """How stored values become label indices: at most one of `encoding`, `colours` and `instances` says something."""
-
-    labels: dict[int, str]
-    encoding: dict[int, int] | None = None
-    colours: dict[int, list[int]] | None = None
-    ignore: int | None = None
-    instances: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,7 +57,7 @@ def look_at_images(
     if pictures:
         _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E318")
     facts = ImageFacts(dims, 1, None)
-    some = [case for case, *_ in _spread(seen, _IMAGES_READ)]
+    some = [case for case, *_ in spread(seen, _IMAGES_READ)]
     if pictures:
         counts = Counter(count for *_, count, _ in seen)
         pictured = [case.images[0] for case in some]
@@ -94,160 +77,6 @@ def look_at_images(
         raise DataError(message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels)
     facts.notes += _describe(seen, some, facts, nan=nan, affine=affine)
     return facts
-
-
-def look_at_labels(
-    cases: Sequence[Case], dims: int, *, named: bool = False, listed: Collection[int] = (), affine: str = "auto"
-) -> LabelFacts:
-    """Read label files and decide what their values mean.
-
-    Values that are all `listed` (by a dataset.json) are what that says. Else 0 and one other value is background and
-    one structure, also where that is 1 in some files and 255 (or 65535) in others; 0, 1, 2 ... are classes; 255 beside
-    two or more below 64 is void; up to 64 other values become classes in their order; more are single objects with
-    numbers. Colours become classes in the order of their frequency, black (or the most frequent) first. 0, 1, 2, 3 ...,
-    not as many in each image, may also be numbers of objects, which is told unless the labels are `named`.
-
-    Raises:
-        DataError: a label is refused, or holds what compression left of it (JPEG).
-    """
-    if cases[0].label is None:
-        masks = [path for case in cases for path in case.instances]
-        facts = LabelFacts({0: "background", 1: "object"}, instances=True)
-        if len(masks) == len(cases) and not are_numbered(masks, dims, affine=affine):
-            facts.notes.append("no mask holds more than one number: each picture is taken to show one object")
-        return facts
-    chosen = _spread([case for case in cases if case.label is not None], _LABELS_READ)
-    values: Counter[int] = Counter()
-    colours: Counter[tuple[int, ...]] = Counter()
-    numbers: set[int] = set()  # how many values a label has
-    grey: list[Case] = []  # those with values
-    most = (0, Path())  # colours in a file, and which
-    problems: list[MedsegError] = []
-    for case in chosen:
-        assert case.label is not None
-        try:
-            volume = read_label(case.label, dims=dims, affine=affine, case=case.id)
-        except LabelError as error:
-            if error.code != "E334":
-                problems += error.problems
-                continue
-            shown = _colours_of(case, dims)
-            try:  # with a table of its own colours, as `data check` will read it: that refuses transparency
-                read_label(case.label, dims=dims, mapping=dict.fromkeys(shown, 0), case=case.id)
-            except MedsegError as error:
-                problems += error.problems
-            colours.update(shown)
-            most = max(most, (len(shown), case.label))
-            continue
-        except MedsegError as error:
-            problems += error.problems
-            continue
-        found, counts = np.unique(volume.array, return_counts=True)
-        numbers.add(len(found[found != 0]))
-        values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
-        grey.append(case)
-    if problems:
-        raise collect(problems)
-    fix = "save the labels as PNG or TIFF with one value for each class"
-    if full_suffix(chosen[0].label or "") in (".jpg", ".jpeg") and (len(values) > 2 or len(colours) > 2):
-        found, kind = f"{len(values)} values, {len(colours)} colours", "JPEG blurs label values"
-        raise LabelError(kind, code="E334", file=chosen[0].label, expected="a few values", found=found, fix=fix)
-    known = {*colours, (0, 0, 0), (255, 255, 255)}
-    for case in grey if colours else ():  # colours that happen to be grey, such as the black of a case without objects
-        assert case.label is not None
-        shown = _colours_of(case, dims)
-        if read_geometry(case.label)[1] == 1 and (strange := sorted({colour[0] for colour in shown.keys() - known})):
-            found, kind = f"grey values {strange[:5]}", "a label of values where others are colours"
-            raise LabelError(kind, code="E334", file=case.label, expected="colours", found=found, fix=fix)
-        colours.update(shown)
-        most = max(most, (len(shown), case.label))
-    if len(colours) > _CLASSES:
-        found, kind = f"{len(colours)}; {most[0]} in this file", "labels have too many colours"
-        expected = f"at most {_CLASSES} colours"
-        raise LabelError(kind, code="E334", file=most[1], expected=expected, found=found, fix=fix)
-    facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0), listed)
-    plain = not named and facts.encoding is None and facts.ignore is None
-    if plain and may_be_objects(len(facts.labels) - 1, numbers):
-        facts.notes.append(
-            f"{min(numbers)} to {max(numbers)} label values in an image: if they are not classes but the numbers of "
-            "single objects, use --instances instead of --labels (in a table: the column instances)"
-        )
-    if len(chosen) < len(cases):
-        facts.notes.append(f"label values are those of {len(chosen)} of {len(cases)} cases; `data check` reads all")
-    return facts
-
-
-def may_be_objects(values: int, counts: Collection[int]) -> bool:
-    """Whether labels of so many `values` but 0, with `counts` of them in each file, may be numbers of single objects.
-
-    >>> may_be_objects(40, {12, 28, 40}), may_be_objects(40, {40}), may_be_objects(2, {1, 2})
-    (True, False, False)
-    """
-    return values >= _OBJECTS and len(set(counts)) > 1
-
-
-def are_numbered(masks: Sequence[Path], dims: int | None = None, *, affine: str = "auto") -> bool:
-    """Whether a mask holds several numbers, one for each object, so that it is no mask of a single one.
-
-    Raises:
-        DataError: a mask is refused.
-    """
-    for path in _spread(masks, _LABELS_READ):
-        array = read_label(path, dims=dims, palette="index", affine=affine).array
-        if len(np.unique(array[array > 0])) > 1:
-            return True
-    return False
-
-
-def _from_values(values: Counter[int], together: int, listed: Collection[int] = ()) -> LabelFacts:
-    """What the values of all files mean; `together` of them that are not 0 stand in one file at most."""
-    found = sorted(values)
-    others = [value for value in found if value != 0]
-    if not others:
-        raise LabelError("all labels are empty", code="E335", expected="voxels that are not 0", found=f"values {found}")
-    if values.keys() <= set(listed):
-        return LabelFacts({index: f"label {index}" for index in listed})
-    if len(others) > _CLASSES:
-        note = f"{len(others)} label values: taken as the numbers of single objects"
-        return LabelFacts({0: "background", 1: "object"}, instances=True, notes=[note])
-    if 0 in values and together == 1 < len(others) and set(others) <= WHITE:
-        note = f"labels are masks, of {' in some files and '.join(map(str, others))} in others: taken as one structure"
-        return LabelFacts({0: "background", 1: "structure"}, encoding=dict.fromkeys(others, 1), notes=[note])
-    facts = LabelFacts({0: "background"})
-    classes = list(others)
-    if len(others) > 2 and others[-1] == 255 and others[-2] < _CLASSES:  # 85, 170, 255 are painted greys
-        facts.ignore, classes = 255, others[:-1]
-        found.remove(255)
-        facts.notes.append("label value 255: taken as void, which counts for nothing")
-    if 0 not in values:
-        facts.notes.append(f"no voxel is 0: label value {found[0]} is taken as background")
-        facts.encoding = {value: index for index, value in enumerate(found)}
-        classes = found[1:]
-    elif classes != list(range(1, len(classes) + 1)):
-        facts.encoding = {value: index for index, value in enumerate(classes, start=1)}
-    if not classes:
-        raise LabelError("the labels have one value alone", code="E335", expected="two values or more", found=found)
-    plain = len(classes) == 1
-    facts.labels |= {i: "structure" if plain else f"label {value}" for i, value in enumerate(classes, start=1)}
-    return facts
-
-
-def _colours_of(case: Case, dims: int) -> dict[tuple[int, ...], int]:
-    """The colours of a label, and how many pixels have each."""
-    assert case.label is not None
-    pixels = read_image(case.label, dims=dims, colour="rgb", case=case.id).array.reshape(3, -1)
-    found, counts = np.unique(pixels, axis=1, return_counts=True)
-    return {tuple(map(int, c)): int(n) for c, n in zip(found.T, counts, strict=True)}
-
-
-def _from_colours(colours: Counter[tuple[int, ...]]) -> LabelFacts:
-    order = [colour for colour, _ in colours.most_common()]
-    order.sort(key=lambda colour: colour != (0, 0, 0))  # stable: black is background where it occurs
-    if len(order) < 2:
-        raise LabelError("the labels have one colour alone", code="E335", expected="two colours or more", found=order)
-    names = {i: "background" if i == 0 else "colour " + " ".join(map(str, colour)) for i, colour in enumerate(order)}
-    note = f"labels are colours: {len(order)} of them, {order[0]} is taken as background"
-    return LabelFacts(names, colours={i: list(colour) for i, colour in enumerate(order)}, notes=[note])
 
 
 def _describe(seen: list, some: list[Case], facts: ImageFacts, *, nan: str | float, affine: str) -> list[str]:
@@ -282,9 +111,3 @@ def _one(counts: Counter, what: str, code: str) -> Any:
     raise DataError(
         f"images with different {what} in one set", code=code, expected=f"the same {what}", found=found, fix=fix
     )
-
-
-def _spread(items: Sequence, count: int) -> list:
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medseg.entry_looking import may_be_objects
+from medseg.entry_labels import may_be_objects
 from medseg.errors import LabelError, MedsegError, UsageError
 from medseg.evaluation_pairs import Reading
 from medseg.evaluation_plan import Plan
@@ -56,6 +56,8 @@ def settle_labels(plan: Plan, *, workers: int, progress: bool) -> tuple[Reading,
         table, notes = _stored_as(plan.encoding, stored, names, reading.ignore)
         reading = replace(reading, encoding=table)
     values = _values(stored, reading.ignore)
+    if not names and (called := _called(stored)):
+        return replace(reading, labels=called), notes
     if not names and not values:
         fix = "name them: --labels 1=liver"
         raise UsageError("all references are empty, so there are no labels to score", field="labels", fix=fix)
@@ -80,6 +82,28 @@ def settle_labels(plan: Plan, *, workers: int, progress: bool) -> tuple[Reading,
     if not names:
         names = {1: "label 1" if values == {1} else "foreground"}
     return replace(reading, labels=names), notes
+
+
+def _called(found: Iterable[Any]) -> dict[int, str]:
+    """The names of the values where the files tell them (3D Slicer), and all the same.
+
+    Raises:
+        UsageError: E101, a value is called so in one file and otherwise in another, or has no name in one.
+    """
+    names: dict[int, set[str | None]] = {}
+    for one in found:
+        for value, name in one.items() if isinstance(one, dict) else ():
+            names.setdefault(value, set()).add(name)
+    if not any(name for one in names.values() for name in one):
+        return {}
+    flat = [(value, name) for value, one in sorted(names.items()) for name in one]
+    if len({name for _, name in flat}) == len(flat) == len(names) and None not in dict(flat).values():
+        return {value: name for value, name in flat if name is not None}
+    found_text = ", ".join(f"{value} = {name or 'no name'}" for value, name in flat)
+    raise UsageError(
+        "the numbers of segments do not mean the same in all references", field="labels", found=found_text,
+        fix="name the labels, numbered as in the predictions: --labels 1=liver,2=tumour; or --run RUN",
+    )  # fmt: skip
 
 
 def _look(files: list[Path], reading: Reading, *, strict: bool, **how: Any) -> list[Any] | None:

@@ -128,7 +128,9 @@ def _read(
             semantic = np.where(void, array, (array != 0) * label).astype(np.int32)
             return semantic, np.where(void, 0, array) if len(values) > 1 else None, volume.geometry
         return array, None, volume.geometry
-    volume = read_label(path, allowed=allowed, ignore=ignore, mapping=mapping, affine=reading.affine, case=case)
+    volume = read_label(
+        path, allowed=allowed, ignore=ignore, mapping=mapping, affine=reading.affine, names=reading.labels, case=case
+    )
     return volume.array[0], None, volume.geometry
 
 
@@ -237,7 +239,7 @@ def _volumes(
     return volumes
 
 
-def label_values(path: Any, reading: Reading) -> list[int]:
-    """The values other than 0 that occur in a label image."""
-    array = read_label(path, mapping=None, affine=reading.affine).array
-    return [int(v) for v in np.unique(array) if v]
+def label_values(path: Any, reading: Reading) -> dict[int, str | None]:
+    """The values other than 0 that occur in a label image, with their names where the file tells them."""
+    volume = read_label(path, mapping=None, affine=reading.affine, names=reading.labels)
+    return {int(v): volume.segments.get(int(v)) for v in np.unique(volume.array) if v}

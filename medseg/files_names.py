@@ -10,7 +10,7 @@ from medseg.errors import ConfigError, FormatError
 
 __all__ = ["full_suffix", "inside", "require_file", "safe_stem", "sha256_file", "written_suffix"]
 
-_LONG_SUFFIXES = (".nii.gz", ".ome.tif", ".ome.tiff", ".tar.gz", ".tar.bz2", ".tar.xz")
+_LONG_SUFFIXES = (".nii.gz", ".seg.nrrd", ".ome.tif", ".ome.tiff", ".tar.gz", ".tar.bz2", ".tar.xz")
 _NAME_BYTES = 255  # the longest file name on all common file systems
 
 

@@ -21,6 +21,7 @@ from medseg.volumes_inputs import case_id, find_format, hidden_id, list_inputs, 
 from medseg.volumes_labels import check_values, interpret
 from medseg.volumes_raw import read_raw, read_raw_header, read_raw_window
 from medseg.volumes_seg import check_segmentable, write_segmentation
+from medseg.volumes_slicer import by_name
 from medseg.volumes_write import check_suffix, open_label_writer, write_label, write_overlay
 
 __all__ = [
@@ -114,6 +115,7 @@ def read_label(
     mapping: Mapping | str | None = None,
     palette: str = "auto",
     affine: str = "auto",
+    names: Mapping[int, str] | None = None,
     case: str | None = None,
 ) -> Volume:
     """Read a label image: whole numbers, exactly, whatever type they are stored in.
@@ -128,6 +130,8 @@ def read_label(
             where the palette holds greys alone, indices where any of its colours, used or not, is none; what does not
             fit `mapping` and `allowed` is read the other way. One-bit pictures are 0 and 1, or 0 and 255 where only
             these are expected.
+        names: {index: name} of the labels. The segments of a segmentation of 3D Slicer that bear these names are those
+            labels, whatever numbers they have (`mapping` then does not count).
         affine, case: as `read_image`.
 
     Returns:
@@ -141,6 +145,12 @@ def read_label(
     raw = _guarded(path, case, lambda: read_raw(path, dims=dims, series=None, affine=affine, case=case, exact=True))
     _check_kind(raw.geometry, dims, path, case)
     spatial = len(raw.geometry.shape)
+    notes, segments = raw.notes, raw.segments or {}
+    if segments and names:
+        table, more = by_name(segments, raw.array, names, path=path, case=case)
+        notes = (*notes, *more)
+        if table is not None:
+            mapping, segments = table, {}
     last: LabelError | None = None
     for array, table in interpret(raw, spatial, mapping, palette, path=path, case=case):
         try:
@@ -148,8 +158,8 @@ def read_label(
         except LabelError as error:
             last = last or error
             continue
-        notes = raw.notes if label.any() else (*raw.notes, "E333: the label is empty")
-        return Volume(label[None], raw.geometry, path, raw.format, raw.header, 1, notes)
+        notes = notes if label.any() else (*notes, "E333: the label is empty")
+        return Volume(label[None], raw.geometry, path, raw.format, raw.header, 1, notes, segments)
     assert last is not None
     raise last
 

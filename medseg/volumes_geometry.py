@@ -8,6 +8,7 @@ and the affine diag(spacing[0], spacing[1], 1, 1).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Volume:
         header: what a writer needs to give back the same grid: the NIfTI header, or a plain dictionary.
         channels: C.
         notes: what was done to the image and should be told ("E313: the image is constant").
+        segments: what the numbers of a label are called where its file says so (3D Slicer), and not the caller.
     """
 
     array: np.ndarray
@@ -92,6 +94,7 @@ class Volume:
     header: Any
     channels: int
     notes: tuple[str, ...] = field(default=())
+    segments: Mapping[int, str] = field(default_factory=dict)
 
 
 def voxel_size(affine: np.ndarray) -> np.ndarray:

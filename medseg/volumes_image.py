@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Raw:
         palette: (n, 3) uint8 for "palette".
         bits: per stored value.
         notes: as Volume.notes.
+        segments: of a segmentation of 3D Slicer what its numbers are called.
     """
 
     array: np.ndarray
@@ -35,3 +37,4 @@ class Raw:
     palette: np.ndarray | None = None
     bits: int = 0
     notes: tuple[str, ...] = ()
+    segments: Mapping[int, str] | None = None

@@ -14,7 +14,16 @@ from medseg.errors import DataError, FormatError, UsageError
 from medseg.files import full_suffix, require_file
 from medseg.volumes_pictures import sniff_picture
 
-__all__ = ["case_id", "closed_folders", "find_format", "hidden_id", "list_inputs", "natural_key", "same_file"]
+__all__ = [
+    "case_id",
+    "closed_folders",
+    "find_format",
+    "hidden_id",
+    "is_segmentation",
+    "list_inputs",
+    "natural_key",
+    "same_file",
+]
 
 _DICOMDIR = "1.2.840.10008.1.3.10"  # media storage directory, PS3.4 annex I: a table of contents, no image
 
@@ -24,6 +33,7 @@ SUFFIXES = {
     ".mha": "metaimage",
     ".mhd": "metaimage",
     ".nrrd": "nrrd",
+    ".seg.nrrd": "nrrd",
     ".nhdr": "nrrd",
     ".tif": "tiff",
     ".tiff": "tiff",
@@ -133,6 +143,11 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, 
 def same_file(path: Path) -> tuple[str, str]:
     """What two spellings of one input share: the place that links lead to, and for a file its own name (its case)."""
     return os.path.realpath(path), "" if os.path.isdir(path) else path.name
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether a file's name says that it is a segmentation of 3D Slicer."""
+    return full_suffix(path) == ".seg.nrrd"
 
 
 def closed_folders(pattern: str, root: str | Path = "") -> list[Path]:

@@ -22,6 +22,7 @@ from medseg.files import require_file
 from medseg.volumes_geometry import Geometry, check_affine
 from medseg.volumes_gzip import RATIO, too_short
 from medseg.volumes_image import Raw
+from medseg.volumes_slicer import lay_together, numbered, read_segments, reference_grid, restore
 
 __all__ = ["read_itk", "read_itk_header"]
 
@@ -32,7 +33,7 @@ _HEAD = 1 << 20  # headers are text and short
 
 
 def read_itk(path: Path, format: str, *, case: str | None = None) -> Raw:
-    """Read a MetaImage or NRRD volume; vector pixels are bands.
+    """Read a MetaImage or NRRD volume; vector pixels are bands, a segmentation of 3D Slicer is one of numbers.
 
     Raises:
         FormatError: E301, E303 data shorter than the header says, E305, E306, E307.
@@ -57,6 +58,12 @@ def read_itk(path: Path, format: str, *, case: str | None = None) -> Raw:
     array = array.transpose(*reversed(range(spatial)), *range(spatial, array.ndim))
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    fields = _own_fields(reader)
+    if segments := read_segments(fields, path, case):
+        grid, start = reference_grid(fields, geometry)
+        flat, notes = lay_together(array, segments, path, case)
+        flat = restore(flat, start, grid.shape)
+        return Raw(flat, grid, format, {}, bits=dtype.itemsize * 8, notes=notes, segments=numbered(segments, bands))
     kind = "grey" if bands == 1 else "colour" if bands in (3, 4) and array.dtype == np.uint8 else "axis"
     return Raw(array, geometry, format, {}, kind, bits=dtype.itemsize * 8)
 
@@ -65,7 +72,17 @@ def read_itk_header(path: Path, format: str) -> tuple[Geometry, int, np.dtype]:
     """Geometry, bands and type from the header alone."""
     path = require_file(path)
     _check_length(path, format, None)
-    return _facts(_reader(path, None), path, None)
+    reader = _reader(path, None)
+    geometry, bands, dtype = _facts(reader, path, None)
+    fields = _own_fields(reader)
+    if read_segments(fields, path):
+        return reference_grid(fields, geometry)[0], 1, dtype
+    return geometry, bands, dtype
+
+
+def _own_fields(reader: Any) -> dict[str, str]:
+    """The fields of a header that belong to a segmentation of 3D Slicer."""
+    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if key.startswith("Segment")}
 
 
 def _reader(path: Path, case: str | None) -> Any:

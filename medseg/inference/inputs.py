@@ -10,6 +10,7 @@ from medseg import volumes
 from medseg.errors import MedsegError, UsageError, collect
 from medseg.package import MODEL_FILE
 from medseg.run import is_run
+from medseg.volumes_inputs import is_segmentation
 
 __all__ = ["find_inputs"]
 
@@ -38,7 +39,8 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
             )
         try:
             for image in volumes.list_inputs([name], skip=output, unique=False):
-                found.setdefault(volumes.same_file(image), image)
+                if image == path or not is_segmentation(image):  # what a folder holds beside its images
+                    found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
             refused.append((path.name or str(path), error))
     if not found:
