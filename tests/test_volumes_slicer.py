@@ -99,6 +99,11 @@ def test_the_image_may_begin_at_another_index_and_the_box_stick_out_of_it(tmp_pa
     small = reference(TURNED, shape=(4, 8, 3))  # i up to 3, k up to 2
     label = read_label(cut(tmp_path / "b.seg.nrrd", whole, (2, 3, 1), (6, 7, 4), fields, text=small), names=NAMES)
     np.testing.assert_array_equal(label.array[0], whole[:4, :, :3])
+    affine = TURNED.copy()
+    affine[:3, 3] += affine[:3, :3] @ [3, 0, 2]  # the box begins before the image
+    inner = reference(affine, shape=(6, 8, 5))
+    label = read_label(cut(tmp_path / "c.seg.nrrd", whole, (2, 3, 1), (6, 7, 4), fields, text=inner), names=NAMES)
+    np.testing.assert_array_equal(label.array[0], whole[3:, :, 2:])
 
 
 def test_of_overlapping_segments_the_later_one_has_the_voxel(tmp_path: Path) -> None:
