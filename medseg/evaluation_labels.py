@@ -99,7 +99,7 @@ def _called(found: Iterable[Any]) -> dict[int, str]:
     flat = [(value, name) for value, one in sorted(names.items()) for name in one]
     if len({name for _, name in flat}) == len(flat) == len(names) and None not in dict(flat).values():
         return {value: name for value, name in flat if name is not None}
-    found_text = ", ".join(f"{value} = {name or 'no name'}" for value, name in flat)
+    found_text = ", ".join(f"{value} = {name or 'no name'}" for value, name in flat[:8])
     raise UsageError(
         "the numbers of segments do not mean the same in all references", field="labels", found=found_text,
         fix="name the labels, numbered as in the predictions: --labels 1=liver,2=tumour; or --run RUN",

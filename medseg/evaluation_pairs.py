@@ -11,6 +11,7 @@ from medseg.errors import DataError, GeometryError, MedsegError, UsageError, col
 from medseg.files import safe_stem
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 from medseg.volumes_dicom_grid import SEG_FIX
+from medseg.volumes_inputs import one_kind
 
 __all__ = [
     "Pair",
@@ -123,13 +124,7 @@ def match_folders(
         )  # fmt: skip
     probabilities = _probabilities(Path(predictions))
     pairs = [
-        Pair(
-            case,
-            path,
-            present.get(case),
-            images=(shown[case],) if case in shown else (),
-            probabilities=probabilities.get(case),
-        )
+        Pair(case, path, present.get(case), images=shown.get(case, ()), probabilities=probabilities.get(case))
         for case, path in wanted.items()
     ]
     return pairs, sorted(present.keys() - wanted.keys())
@@ -262,7 +257,7 @@ def describe_grid(geometry: Geometry) -> str:
     return text
 
 
-def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
+def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, tuple[Path, ...]]:
     """The image of each case that has one there; of several channels the first."""
     files = _files_of_cases(folder, "images", "images (NIfTI, PNG, TIFF ...)", field="images")
     found = {case: files.get(case) or files.get(f"{case}_0000") for case in wanted}
@@ -271,14 +266,15 @@ def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, Path]:
             "no image has the name of a reference", code="E350", field="images", file=folder,
             expected=_some(wanted), found=_some(files), fix="name each image as its reference, or leave --images out",
         )  # fmt: skip
-    return {case: path for case, path in found.items() if path is not None}
+    return {case: (path,) for case, path in found.items() if path is not None}
 
 
 def _files_of_cases(folder: Path, what: str, expected: str, *, field: str | None = None) -> dict[str, Path]:
     if not folder.exists():
         raise DataError(f"there is no such folder of {what}", code="E302", field=field, file=folder)
     try:
-        return {case_id(path): path for path in list_inputs([folder])}
+        files = one_kind(list_inputs([folder], unique=False), images=what == "images")
+        return {case_id(path): path for path in list_inputs(files)}
     except UsageError as error:
         if error.message != "the folder holds no images":  # two files of one case
             raise

@@ -22,6 +22,7 @@ __all__ = [
     "is_segmentation",
     "list_inputs",
     "natural_key",
+    "one_kind",
     "same_file",
 ]
 
@@ -148,6 +149,15 @@ def same_file(path: Path) -> tuple[str, str]:
 def is_segmentation(path: Path) -> bool:
     """Whether a file's name says that it is a segmentation of 3D Slicer."""
     return full_suffix(path) == ".seg.nrrd"
+
+
+def one_kind(paths: Sequence[Path], *, images: bool) -> list[Path]:
+    """Of files among which segmentations of 3D Slicer lie beside their images (`p1.seg.nrrd`, `p1.nrrd`) the images, or
+    else the segmentations and what is no segmentation's image."""
+    drawn = {case_id(path) for path in paths if is_segmentation(path)}
+    if images or not drawn:
+        return [path for path in paths if not is_segmentation(path)]
+    return [path for path in paths if is_segmentation(path) or case_id(path) not in drawn]
 
 
 def closed_folders(pattern: str, root: str | Path = "") -> list[Path]:

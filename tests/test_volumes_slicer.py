@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -219,15 +220,19 @@ def test_evaluate_reads_references_by_their_names(folder: Path) -> None:
     for number in range(3):
         nrrd(folder / "masks" / f"p{number}.nrrd", drawing(), TURNED, {})
         (folder / f"p{number}.seg.nrrd").rename(folder / "references" / f"p{number}.seg.nrrd")
+        (folder / f"p{number}.nrrd").rename(folder / "references" / f"p{number}.nrrd")  # images are no references
     masks, references, out = folder / "masks", folder / "references", folder / "out"
-    found = evaluate(masks, references, labels="1=liver,2=tumour", metrics=["Dice"], output=out)
+    known = {"labels": "1=liver,2=tumour", "metrics": ["Dice"], "output": out}
+    found = evaluate(masks, references, images=references, **known)
     assert [(row.label, row.value) for row in found.rows] == [("liver", 1.0), ("tumour", 1.0)] * 3
+    told = json.loads((out / "summary.json").read_text())["notes"]
+    assert not [note for note in told if "image" in note]  # each was shown under its masks
     with pytest.raises(UsageError, match="do not mean the same") as caught:
         evaluate(masks, references, metrics=["Dice"], output=out)
     assert "1 = liver" in str(caught.value.found)
     assert "1 = tumour" in str(caught.value.found)
-    (references / "p2.seg.nrrd").unlink()
-    (masks / "p2.nrrd").unlink()
+    for path in (references / "p2.seg.nrrd", references / "p2.nrrd", masks / "p2.nrrd"):
+        path.unlink()
     found = evaluate(masks, references, metrics=["Dice"], output=out)
     assert [(row.label, row.value) for row in found.rows] == [("liver", 1.0), ("tumour", 1.0)] * 2
 
