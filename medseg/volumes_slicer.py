@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import FormatError, LabelError, counted
-from medseg.volumes_geometry import Geometry
+from medseg.volumes_geometry import Geometry, check_affine
 from medseg.volumes_labels import value_counts
 
 __all__ = ["Segment", "by_name", "lay_together", "numbered", "read_segments", "reference_grid", "restore"]
@@ -69,20 +69,17 @@ def reference_grid(fields: Mapping[str, str], stored: Geometry) -> tuple[Geometr
     text = next((parts[1] for parts in parameters if parts[0] == _REFERENCE and len(parts) > 1), "")
     as_stored = stored, (0, 0, 0)
     try:
-        numbers = [float(number) for number in text.strip("; ").split(";")]
-        ends = np.array([int(number) for number in numbers[16:]]).reshape(3, 2)
-        affine = np.array(numbers[:16]).reshape(4, 4)
+        numbers = np.array([float(number) for number in text.strip("; ").split(";")])
+        affine, ends = numbers[:16].reshape(4, 4).copy(), numbers[16:].reshape(3, 2)
     except ValueError:  # not there, or damaged
         return as_stored
     affine[:3, 3] += affine[:3, :3] @ ends[:, 0]
-    shape = tuple(int(n) for n in ends[:, 1] - ends[:, 0] + 1)
-    if min(shape) < 1 or math.prod(shape) > _MOST or not np.isfinite(affine).all():
+    sizes = ends[:, 1] - ends[:, 0] + 1
+    if check_affine(affine) is not None or not (sizes.min() >= 1 and sizes.prod() <= _MOST):
         return as_stored
-    grid = Geometry.of(shape, affine)
+    grid = Geometry.of(tuple(int(n) for n in sizes), affine)
     if math.prod(stored.shape) == 1:
         return grid, (0, 0, 0)
-    if np.linalg.matrix_rank(affine) < 4:
-        return as_stored
     way = np.linalg.solve(affine, stored.affine)  # from voxels of the box to voxels of the image
     start = np.rint(way[:3, 3])
     corners = np.array(stored.shape)  # where a direction that differs has led to at the box's far end
