@@ -216,8 +216,21 @@ def test_bad_input_is_refused(loss, change, error):
         loss()(**{"logits": logits, "target": target, "weight": weight, **change})
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("classes", "value"), [(1, 255), (1, 2), (1, -1), (3, 3), (3, -100)])
+def test_a_value_that_is_no_class_is_refused(loss, weighted, classes, value):
+    logits, target, weight = case(classes)
+    target[0, 0, 4, 4] = value
+    weight[0, 0, 4, 4] = 0.5
+    for terms in ({}, {"ce": 0.0} if loss is DistanceWeightedDiceCELoss else {}):
+        with pytest.raises(LabelError, match="no class"):
+            loss(**terms)(logits, target, weight if weighted else None)
+
+
 def test_bad_arguments():
-    for arguments in ({"class_weights": [1.0]}, {"class_weights": [1.0, -1.0]}, {"label_smoothing": 1.0}):
+    wrong = ([1.0], [1.0, -1.0], [1.0, float("nan")])
+    for arguments in (*({"class_weights": weights} for weights in wrong), {"label_smoothing": 1.0}):
         with pytest.raises(UsageError):
             DistanceWeightedCELoss(**arguments)
     for arguments in ({"dice": -1.0}, {"dice": 0.0, "ce": 0.0}, {"smooth": 0.0}):

@@ -213,6 +213,7 @@ def test_class_weights_by_class():
         ({"w0": float("nan")}, UsageError),
         ({"mode": "border"}, UsageError),
         ({"class_weights": [1.0]}, UsageError),
+        ({"class_weights": [1.0, float("nan")]}, UsageError),
         ({"class_weights": "equal"}, UsageError),
         ({"classes": np.zeros((3, 3), int), "class_weights": "balanced"}, GeometryError),
     ],

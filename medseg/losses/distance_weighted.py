@@ -10,6 +10,7 @@ doi:10.1109/3DV.2016.79, with the probabilities not squared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,7 @@ class DistanceWeightedCELoss(nn.Module):
     a gradient of 0, when every weight is 0.
 
     Raises:
-        LabelError: floating (soft) targets. GeometryError: shapes that differ. UsageError: wrong arguments.
+        LabelError: floating (soft) targets, values that are no class. GeometryError: shapes that differ. UsageError: wrong arguments.
 
     >>> loss = DistanceWeightedCELoss()
     >>> logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 0.0]]]])          # B=1, K=2, 1 x 2 voxels
@@ -51,7 +52,7 @@ class DistanceWeightedCELoss(nn.Module):
         self, *, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0, use_weight: bool = True
     ) -> None:
         super().__init__()
-        if class_weights is not None and (len(class_weights) < 2 or min(class_weights) <= 0):
+        if class_weights is not None and (len(class_weights) < 2 or not all(0 < w < math.inf for w in class_weights)):
             raise UsageError(
                 "class weights are positive, one for each class", field="class_weights", found=list(class_weights)
             )
@@ -67,11 +68,10 @@ class DistanceWeightedCELoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """The loss; see the class."""
-        target, weight = align_target(logits, target), align_weight(logits, weight)
+        weight = align_weight(logits, weight)
+        target = align_target(logits, target, weight)
         if weight is not None and not self.use_weight:
             weight = (weight > 0).float()
-        if weight is not None:  # an ignored voxel may hold any value, 255 too
-            target = target.masked_fill(weight == 0, 0)
         each = self._cross_entropy(logits.float(), target)
         if self.class_weights is not None:
             if len(self.class_weights) != max(2, logits.shape[1]):
@@ -148,7 +148,8 @@ class DistanceWeightedDiceCELoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """The loss; see the class."""
-        target, weight = align_target(logits, target), align_weight(logits, weight)
+        weight = align_weight(logits, weight)
+        target = align_target(logits, target, weight)
         loss = (
             self.ce * self.cross_entropy(logits, target, weight)
             if self.ce

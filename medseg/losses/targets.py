@@ -11,15 +11,17 @@ from medseg.errors import GeometryError, LabelError, UsageError
 __all__ = ["align_target", "align_weight"]
 
 
-def align_target(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The target as int64 (B, *spatial), whichever of its two shapes it came in.
+def align_target(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """The target as int64 (B, *spatial), whichever of its two shapes it came in, 0 where the weight is.
 
     Args:
         logits: (B, K, *spatial) floating; K = 1 means one sigmoid channel.
         target: (B, 1, *spatial) or (B, *spatial), integer class indices.
+        weight: of `align_weight`; an ignored voxel (weight 0) may hold any value, 255 too.
 
     Raises:
-        LabelError: soft (floating) targets.
+        LabelError: soft (floating) targets; values that are no class (on a GPU, where looking would make every step
+            wait, that is left to torch).
         GeometryError: another shape than the logits'.
     """
     if logits.ndim < 3 or not logits.is_floating_point():
@@ -40,7 +42,20 @@ def align_target(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             expected=f"(B, *{tuple(spatial)})",
             found=_shape(target),
         )
-    return target.long()
+    target = target.long()
+    if weight is not None:
+        target = target.masked_fill(weight == 0, 0)
+    if target.device.type == "cpu" and target.numel():
+        low, high = (int(bound) for bound in torch.aminmax(target))
+        if low < 0 or high >= max(2, logits.shape[1]):
+            raise LabelError(
+                "the target has values that are no class",
+                field="target",
+                expected=f"0 to {max(2, logits.shape[1]) - 1}",
+                found=f"smallest {low}, largest {high}",
+                fix="voxels to ignore have weight 0; a mask of 0 and 255 needs 1 for 255",
+            )
+    return target
 
 
 def align_weight(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor | None:

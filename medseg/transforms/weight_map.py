@@ -246,7 +246,7 @@ def _class_weights(instances: np.ndarray, given: Any, classes: np.ndarray | None
     else:
         by_class = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
         lacking = [int(kind) for kind in present if kind not in by_class]
-        if lacking or min(by_class.values()) < 0:
+        if lacking or not all(0 <= share < math.inf for share in by_class.values()):
             raise UsageError(
                 "each class needs a weight that is not negative",
                 field="class_weights",
