@@ -169,9 +169,12 @@ def evaluate(
     run: Annotated[Path | None, typer.Option(help="Run whose label names and scores to use.")] = None,
     part: Annotated[str, typer.Option(help="Part of the data set: training or test.")] = "test",
     protocol: Annotated[
-        str | None, typer.Option(help="Named set of scores: lits, msd, drive, ctc, isbi_em, dsb2018.")
+        str | None,
+        typer.Option(help="Named set of scores: lits, msd, drive, ctc, isbi_em, dsb2018; or 'msd: {tolerance: 7}'."),
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="A score, or several: Dice,HD95.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Scores: Dice,HD95 or 'SurfaceDice: {tolerance: 2}'.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Names: 1=liver,2=tumour.")] = None,
     ignore: Annotated[int | None, typer.Option(help="Value of void pixels in a folder of labels.")] = None,
     resample: Annotated[

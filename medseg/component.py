@@ -15,7 +15,7 @@ from typing import Any
 
 from medseg.component_table import KINDS, facts_for_monai, find_part, names
 from medseg.component_types import check_value, convert_value, readable_hint, short
-from medseg.errors import ConfigError, MedsegError, collect
+from medseg.errors import ConfigError, MedsegError, UsageError, collect
 
 __all__ = [
     "KINDS",
@@ -172,16 +172,21 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
         ) from error
 
 
-def find_protocol(name: str) -> Any:
-    """The official set of scores of this name.
+def find_protocol(value: Any) -> Any:
+    """The official set of scores that `Name` or `{Name: {argument: value}}` names.
 
     Raises:
-        ConfigError: there is none; the nearest name is told.
+        ConfigError: there is none (the nearest name is told), or it refuses its arguments.
     """
-    valid = names("protocol")
-    if name not in valid:
-        raise _unknown("unknown protocol", name, valid)
-    return find_part("protocol", name)
+    from medseg.metrics import get_protocol
+
+    component, valid = parse_component(value), names("protocol")
+    if component.name not in valid:
+        raise _unknown("unknown protocol", component.name, valid)
+    try:
+        return get_protocol(component.plain())
+    except UsageError as error:
+        raise ConfigError(error.message, code="E116", expected=error.expected, found=error.found) from error
 
 
 def to_target(component: Component, kind: str, **facts: Any) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class DatasetSpec(Strict):
     nan: Literal["refuse"] | float = "refuse"
     affine: Literal["auto", "sform", "qform"] = "auto"
     links: bool = False  # links and paths may lead out of the data root
-    protocol: str | None = None
+    protocol: str | dict[str, dict[str, Any]] | None = None
     licence: str = "unknown"
     citation: str = ""
     url: str = ""

@@ -85,7 +85,7 @@ def evaluate(
     images: str | Path | None = None,
     run: str | Path | None = None,
     part: str = "test",
-    protocol: str | None = None,
+    protocol: str | Mapping[str, Any] | None = None,
     metrics: str | Sequence[Any] | None = None,
     labels: str | Mapping[int, str] | None = None,
     ignore: int | None = None,
@@ -111,9 +111,9 @@ def evaluate(
         run: run whose label names and scores are used with a reference folder. A folder of runs stands for its newest,
             here and as `predictions`.
         part: part of the data set: "training", "validation", "test".
-        protocol: named set of scores; the data set's own when None.
-        metrics: names of scores ("Dice,HD95" too), or components with arguments; they come before any protocol. For a
-            run they need an `output`, so that its own scores stay.
+        protocol: named set of scores ("msd", "msd: {tolerance: 7}"); the data set's own when None.
+        metrics: names of scores, or components with arguments ("Dice, SurfaceDice: {tolerance: 7}" in one text too);
+            they come before any protocol. For a run they need an `output`, so that its own scores stay.
         labels: index -> name, also as text "1=liver,2=tumour"; for a folder the values that occur when None. One label
             alone may be stored as any value (0 and 255); a note says so.
         ignore: value of void voxels in a folder of references. A run and a data set know their own labels: both

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg.config import parse_yaml
 from medseg.errors import CheckpointError, ConfigError, DataError, UsageError
 from medseg.evaluation_attention import has_attention
 from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases, parse_labels
@@ -52,7 +53,7 @@ def make_plan(
     images: str | Path | None,
     run: str | Path | None,
     part: str,
-    protocol: str | None,
+    protocol: str | Mapping[str, Any] | None,
     metrics: Sequence[Any] | None,
     labels: str | Mapping[int, str] | None,
     ignore: int | None,
@@ -63,6 +64,7 @@ def make_plan(
         UsageError, DataError: as there.
     """
     predictions, run = Path(predictions), None if run is None else newest_run(run)
+    protocol = parse_yaml(protocol, source="protocol").value if isinstance(protocol, str) else protocol
     if reference is None and run is None and images is None:
         return _plan_run(
             newest_run(predictions), output=output, data=data, protocol=protocol, metrics=metrics,
@@ -114,7 +116,7 @@ def _plan_run(
     *,
     output: str | Path | None,
     data: str | Path | None,
-    protocol: str | None,
+    protocol: str | Mapping[str, Any] | None,
     metrics: Sequence[Any] | None,
     told: Mapping[str, Any],
 ) -> Plan:
@@ -259,13 +261,11 @@ def _encoding(spec: Any) -> Any:
 
 
 def _separate(metric: Any) -> list[Any]:
-    """Names in one text, "Dice,HD95"; anything else as it is."""
-    return [name.strip() for name in metric.split(",") if name.strip()] if isinstance(metric, str) else [metric]
+    """The scores in one text, "Dice, SurfaceDice: {tolerance: 7}"; anything else as it is."""
+    return parse_yaml(f"[{metric}]", source="metrics").value if isinstance(metric, str) else [metric]
 
 
-def _scoring(
-    metrics: Sequence[Any] | None, protocol: str | None, pipeline: Any, spec: Any
-) -> tuple[Scoring, str | None]:
+def _scoring(metrics: Sequence[Any] | None, protocol: Any, pipeline: Any, spec: Any) -> tuple[Scoring, str | None]:
     """Scores asked for, else those of the protocol, of the pipeline with the data set's protocol, or the usual ones."""
     from medseg.metrics import METRICS, parse_metrics
 
@@ -281,7 +281,7 @@ def _scoring(
             from medseg.metrics import get_protocol
 
             rules = get_protocol(protocol)
-            regions = rules.regions
+            protocol, regions = rules.name, rules.regions
             chosen = (*own, *rules.metrics)
         usual = (*OBJECT_METRICS, "Dice") if objects else DEFAULT_METRICS
         chosen = chosen or tuple(m for m in usual if (m if isinstance(m, str) else m[0]) in METRICS)

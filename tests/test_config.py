@@ -487,6 +487,16 @@ def test_a_protocol_that_does_not_exist(folder):
     assert (problem.fix, problem.field) == ("did you mean `drive`?", "dataset")
 
 
+@pytest.mark.parametrize("argument", ["tolerance: 0.5", "tolerance: -1", "tol: 1"])
+def test_a_protocol_with_an_argument(folder, argument):
+    change(folder, "  unit: px", f"  unit: px\n  protocol: {{msd: {{{argument}}}}}", "datasets.yaml")
+    if argument == "tolerance: 0.5":
+        load_pipeline("tiny")
+    else:
+        (problem,) = problems_of(lambda: load_pipeline("tiny"))
+        assert (problem.code, problem.field) == ("E116", "dataset")
+
+
 def test_a_checkpoints_pipeline_is_checked_too():
     with pytest.raises(ConfigError) as caught:
         Pipeline.from_dict({"dataset": "x", "surprise": 1})

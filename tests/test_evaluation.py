@@ -497,6 +497,10 @@ def test_images_lie_under_the_pictures_and_one_on_another_grid_is_told(folders):
         ({"labels": {0: "background"}}, UsageError, "above 0"),
         ({"workers": 0}, UsageError, "at least one"),
         ({"protocol": "imaginary"}, UsageError, "unknown protocol"),
+        ({"protocol": "msd: 7"}, UsageError, "unknown protocol"),
+        ({"protocol": "msd: {tolerance: far}"}, UsageError, "tolerance out of range"),
+        ({"metrics": "SurfaceDice: 7"}, UsageError, "a name with arguments"),
+        ({"metrics": "Dice, HD95: {definition: mean}"}, UsageError, "unknown definition"),
         ({"reference": None}, UsageError, "no run"),
         ({"images": "absent"}, DataError, "no such folder of images"),
         ({"images": "other"}, DataError, "no image has the name of a reference"),
@@ -511,6 +515,26 @@ def test_wrong_arguments(folders, monkeypatch, arguments, kind, said):
     given = {"predictions": "pred", "reference": "ref", "labels": "1=liver", "workers": 1, **arguments}
     with pytest.raises(kind, match=said):
         evaluate(**given)
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ({"metrics": "Dice, SurfaceDice: {tolerance: 9}"}, ["Dice", "SurfaceDice@9mm"]),
+        (
+            {"metrics": ["HD95: {definition: pooled}", "SurfaceDice: {tolerance: 9}"]},
+            ["HD95 (pooled)", "SurfaceDice@9mm"],
+        ),
+        ({"protocol": "msd: {tolerance: 9}"}, ["Dice", "SurfaceDice@9mm", "SurfaceDice@1mm", "SurfaceDice@2mm"]),
+        ({"protocol": {"msd": {"tolerance": 9}}}, ["Dice", "SurfaceDice@9mm", "SurfaceDice@1mm", "SurfaceDice@2mm"]),
+    ],
+)
+def test_scores_and_protocols_with_arguments_in_one_text(folders, asked, names):
+    """The shifted cube lies within 9 mm of the reference, the missing one nowhere: five of six."""
+    result = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, **asked)
+    assert [score["metric"] for score in result.summary["scores"]] == names
+    assert mean_of(result, "SurfaceDice@9mm")["mean"] == pytest.approx(5 / 6)
+    assert result.summary["protocol"] == ("msd" if "protocol" in asked else None)
 
 
 def test_what_is_missing_extra_or_resampled_is_named_on_the_screen(folders, capsys):

@@ -385,10 +385,10 @@ def test_lits_without_tumours_in_the_labels():
 def test_protocol_arguments():
     assert {"SurfaceDice": {"tolerance": 7}} in get_protocol("msd", tolerance=7).metrics
     assert get_protocol("msd").metrics == get_protocol("msd", tolerance=[1, 2]).metrics
-    with pytest.raises(UsageError):
-        get_protocol("lits", tolerance=1)
-    with pytest.raises(UsageError):
-        get_protocol("kits")
+    assert get_protocol({"msd": {"tolerance": 7}}) == get_protocol("msd", tolerance=7)
+    for wrong in ("kits", {"lits": {"tolerance": 1}}, {"msd": {"tolerance": -1}}, {"msd": 7}, {"msd": None}, ["msd"]):
+        with pytest.raises(UsageError):
+            get_protocol(wrong)
 
 
 def test_bad_requests_are_refused():

@@ -39,7 +39,8 @@ class DistanceWeightedCELoss(nn.Module):
     a gradient of 0, when every weight is 0.
 
     Raises:
-        LabelError: floating (soft) targets, values that are no class. GeometryError: shapes that differ. UsageError: wrong arguments.
+        LabelError: floating (soft) targets, values that are no class. GeometryError: shapes that differ. UsageError:
+            wrong arguments.
 
     >>> loss = DistanceWeightedCELoss()
     >>> logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 0.0]]]])          # B=1, K=2, 1 x 2 voxels

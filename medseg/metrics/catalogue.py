@@ -52,7 +52,8 @@ def _name_and_arguments(entry: Any) -> tuple[str, Mapping[str, Any]]:
         return entry, {}
     if isinstance(entry, Mapping) and len(entry) == 1:
         name, arguments = next(iter(entry.items()))
-        return str(name), arguments or {}
+        if arguments is None or isinstance(arguments, Mapping):
+            return str(name), arguments or {}
     if isinstance(entry, tuple) and len(entry) == 2:
         return entry[0], entry[1]
     if hasattr(entry, "name") and hasattr(entry, "arguments"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.metrics.catalogue import parse_metrics
 
 __all__ = ["PROTOCOLS", "Protocol", "get_protocol"]
 
@@ -80,8 +81,9 @@ PROTOCOLS: dict[str, Protocol] = _named(
         metrics=("Dice", {"SurfaceDice": {"tolerance": 1}}, {"SurfaceDice": {"tolerance": 2}}),
         source="Antonelli et al. 2022, doi:10.1038/s41467-022-30695-9",
         notes=(
-            "Give the task's own tolerance as `tolerance` (mm): brain 5, heart 4, hippocampus 1, liver 7, lung 2, "
-            "prostate 4, pancreas 5, colon 4, hepatic vessels 3, spleen 3. Empty masks follow medseg's policy."
+            "The task's own tolerance (mm) is an argument, `msd: {tolerance: 7}`: brain 5, heart 4, hippocampus 1, "
+            "liver 7, lung 2, prostate 4, pancreas 5, colon 4, hepatic vessels 3, spleen 3. "
+            "Empty masks follow medseg's policy."
         ),
         arguments={"tolerance": None},
     ),
@@ -128,20 +130,23 @@ PROTOCOLS: dict[str, Protocol] = _named(
 )
 
 
-def get_protocol(name: str, **arguments: Any) -> Protocol:
+def get_protocol(name: str | Mapping[str, Any], **arguments: Any) -> Protocol:
     """A protocol by name, with its arguments put in.
 
     Args:
-        name: one of PROTOCOLS.
+        name: one of PROTOCOLS; or `{name: {argument: value}}`, as it is written in datasets.yaml.
         arguments: of the protocol: `tolerance` (mm, one number or several) for `msd`.
 
     Raises:
-        UsageError: unknown protocol or argument.
+        UsageError: unknown protocol or argument, or a value that it cannot have.
 
     >>> get_protocol("msd", tolerance=7).metrics
     ('Dice', {'SurfaceDice': {'tolerance': 7}}, {'SurfaceDice': {'tolerance': 1}}, {'SurfaceDice': {'tolerance': 2}})
     """
-    if name not in PROTOCOLS:
+    if isinstance(name, Mapping) and len(name) == 1 and all(isinstance(given, Mapping) for given in name.values()):
+        name, given = next(iter(name.items()))
+        arguments = {**given, **arguments}
+    if not isinstance(name, str) or name not in PROTOCOLS:
         raise UsageError("unknown protocol", field="protocol", expected=", ".join(PROTOCOLS), found=name)
     protocol = PROTOCOLS[name]
     unknown = set(arguments) - set(protocol.arguments)
@@ -153,4 +158,6 @@ def get_protocol(name: str, **arguments: Any) -> Protocol:
         return protocol
     tolerances = [*(tolerance if isinstance(tolerance, list | tuple) else [tolerance]), 1, 2]
     chosen = ({"SurfaceDice": {"tolerance": value}} for value in dict.fromkeys(tolerances))
-    return replace(protocol, metrics=("Dice", *chosen), arguments=dict(arguments))
+    metrics = ("Dice", *chosen)
+    parse_metrics(metrics)
+    return replace(protocol, metrics=metrics, arguments=dict(arguments))
