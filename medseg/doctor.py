@@ -33,7 +33,8 @@ PACKAGES = (
 EXTRAS = {
     "dicom": ("highdicom",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "mlflow": ("mlflow-skinny",),
+    "bundle": ("fire", "jsonschema"),
+    "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
 }
 
 

@@ -201,6 +201,16 @@ def test_no_version_differs():
     assert match[1] == medseg.__version__
 
 
+def test_doctor_knows_every_extra():
+    import tomllib
+
+    from medseg.doctor import EXTRAS
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    del extras["dev"]
+    assert {name: tuple(re.split("[<>=]", need)[0] for need in needs) for name, needs in extras.items()} == EXTRAS
+
+
 def test_every_promise_of_the_reliability_page_has_tests_that_exist():
     from reliability_rows import ROWS, node
 
