@@ -155,6 +155,7 @@ def model_from_state(state: dict[str, Any], file: Path) -> Model:
         "epoch": state.get("progress", {}).get("epoch"),
         "versions": state.get("versions", {}),
         "seen": state.get("seen"),
+        "split": state.get("split"),
     }
     return Model((network,), pipeline, dataset, metadata)
 

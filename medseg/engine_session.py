@@ -31,7 +31,8 @@ class Session:
     """Everything about a run that trains.
 
     Attributes, beside the parts named by their classes:
-        split: seed, folds, fold, training, validation: as in split.json.
+        split: seed, folds, fold, training, validation (and began_with, the cases that the weights of --init know): as
+            in split.json.
         channels: in_channels and out_channels of the network.
         seen: the grids of the training volumes (see `checkpoint_grids.seen_grids`); None for pictures.
         replicas: parts of a batch that the run began with (`step.parts` is how many there are now).

@@ -25,6 +25,7 @@ from medseg.evaluation_pool import count_workers, largest_reference, map_cases
 from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
 from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
 from medseg.files import probe_writable, write_text
+from medseg.run import RunFolder, seen_before
 from medseg.tables import (
     POOLED,
     SCHEMA,
@@ -219,6 +220,7 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
     joined = {
         name: [v for s in summaries for v in s["cases"].get(name, [])] for name in ("missing", "extra", "resampled")
     }
+    known = [note for run in runs for note in seen_before(RunFolder(run).read_json("split.json") or {})]
     summary = {
         **{k: first.get(k) for k in ("schema", "kind", "medseg", "dataset", "protocol", "main_score", "labels")},
         "unit": first.get("unit"), "title": f"{len(folders)} folds together: {first.get('title', '')}",
@@ -226,7 +228,7 @@ def pool_runs(runs: Sequence[str | Path], *, output: str | Path | None = None, s
         "runs": [Path(run).resolve().name for run in runs], "cases": {"count": len(seen), **joined}, "groups": groups,
         "volumes": [v for s in summaries for v in s.get("volumes", [])], "views": [], "calibration": [],
         "bootstrap": _bootstrap(groups, seed), "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
-        "notes": ["Scores that are computed over all cases at once are not put together from folds."],
+        "notes": ["Scores that are computed over all cases at once are not put together from folds.", *known],
     }  # fmt: skip
     target = Path(output) if output is not None else Path(runs[0]).parent / "cross_validation"
     with results_folder(target) as folder:

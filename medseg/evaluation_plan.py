@@ -13,7 +13,7 @@ from medseg.errors import CheckpointError, ConfigError, DataError, UsageError
 from medseg.evaluation_attention import has_attention
 from medseg.evaluation_pairs import Pair, Reading, match_folders, pair_cases, parse_labels
 from medseg.evaluation_scoring import Scoring
-from medseg.run import RunFolder, newest_run
+from medseg.run import RunFolder, newest_run, seen_before
 
 __all__ = ["DEFAULT_METRICS", "Plan", "make_plan"]
 
@@ -137,7 +137,8 @@ def _plan_run(
             field="output", file=folder / "validation", fix="give another folder: -o scores",
         )  # fmt: skip
     try:
-        wanted = json.loads((folder / "split.json").read_text(encoding="utf-8"))["validation"]
+        split = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+        wanted = split["validation"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("the run's split cannot be read", file=folder / "split.json", found=error) from error
     if not wanted:
@@ -159,11 +160,11 @@ def _plan_run(
     reading = Reading(_names(spec), ignore=spec.ignore, affine=spec.affine, spec=spec)
     chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
     target = Path(output) if output is not None else folder / "validation"
-    title = pipeline.title or f"{spec.title}"
     threshold, notes = _threshold(folder, protocol)
     return Plan(
-        pairs, extra, reading, chosen, target, title, "validation cases of the run", spec.title, spec.name, protocol,
-        notes, threshold, run=folder if has_attention(pipeline.network.name) else None,
+        pairs, extra, reading, chosen, target, pipeline.title or spec.title, "validation cases of the run", spec.title,
+        spec.name, protocol, [*seen_before(split), *notes], threshold,
+        run=folder if has_attention(pipeline.network.name) else None,
     )  # fmt: skip
 
 

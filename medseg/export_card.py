@@ -8,7 +8,7 @@ from typing import Any
 
 from medseg import __version__
 from medseg.errors import MedsegError
-from medseg.run import newest_run
+from medseg.run import newest_run, seen_before
 from medseg.tables import read_summary
 from medseg.tables_text import markdown_table
 
@@ -53,7 +53,8 @@ def model_card(model: Any, run: str | Path) -> str:
             "Intervals: 95 %, bootstrap. Missed structures and false alarms are part of every mean.",
         ]
         lines += [
-            "The held-out cases also chose the best checkpoint, so these scores are somewhat too good for new data."
+            "The held-out cases also chose the best checkpoint, so these scores are somewhat too good for new data.",
+            *map(_plain, seen_before(split)),
         ]
     else:
         lines += ["None are stored with this model: `medseg evaluate` on cases of your own before any use."]

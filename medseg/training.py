@@ -126,7 +126,7 @@ def _train_plan(
     with alone, listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
         session = _open_session(plan, prepared, split, run)
         if init is not None and plan.state is None:
-            session.notices += load_weights(session.step, init)
+            session.notices += load_weights(session.step, init, session.split, plan.spec)
         session.notices += check_memory(session)
         session.notices[:0] = [*plan.notices, *prepared.notices]
         for notice in session.notices:

@@ -154,7 +154,8 @@ def plan_resume(resume: str | Path, *, data: str | Path | None, overrides: Seque
     try:
         before = Pipeline.from_dict(state["pipeline"])
         spec = DatasetSpec.from_dict(state["dataset"])
-        split = {name: state["split"][name] for name in ("seed", "folds", "fold", "training", "validation")}
+        names = ("seed", "folds", "fold", "training", "validation")
+        split = {**state["split"], **{name: state["split"][name] for name in names}}
         finished = str(state["progress"]["finished"])
     except (KeyError, TypeError, ConfigError) as error:
         text = "the checkpoint cannot be continued: it is best.pt, or of another version of medseg"

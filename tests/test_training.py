@@ -33,8 +33,9 @@ from medseg.engine import TrainStep
 from medseg.engine_budget import Budget, Progress
 from medseg.engine_validation import Validator
 from medseg.errors import CheckpointError, ConfigError, LabelError, ResourceError, TrainingError, UsageError
-from medseg.evaluation import evaluate
+from medseg.evaluation import evaluate, pool_runs
 from medseg.export import export_bundle
+from medseg.export_card import model_card
 from medseg.handlers_signals import Signals
 from medseg.networks import ResUNet
 from medseg.package import traced_network
@@ -569,6 +570,30 @@ def test_fine_tuning_tells_what_was_loaded(reference, place):
     other = {"UNet": {"channels": [3, 6], "padding": "same", "norm": "instance"}}
     with pytest.raises(CheckpointError, match="no weight"):
         run(place, tiny_pipeline(network=other), init=reference)
+
+
+def test_validation_cases_that_the_first_weights_know_are_told(reference, place):
+    """The reference validates fold 0 alone, so its weights know every case of fold 1, and so do those begun with it."""
+    trained = json.loads((reference / "split.json").read_text())["training"]
+    fold_1 = run(place, tiny_pipeline(epochs=1), init=reference, fold=1)
+    split = json.loads((fold_1 / "split.json").read_text())
+    assert set(split["validation"]) <= set(trained)
+    assert split["began_with"] == sorted(trained)
+    last = run(place, tiny_pipeline(epochs=1), init=fold_1, fold=0)  # fold 1 was trained on the cases of fold 0
+    for folder in (fold_1, last):
+        cases = ", ".join(json.loads((folder / "split.json").read_text())["validation"])
+        (told,) = (
+            note for note in json.loads((folder / "provenance.json").read_text())["notices"] if "no test" in note
+        )
+        assert told.endswith(cases)
+        assert told in evaluate(folder).summary["notes"]
+        assert f"no test: {cases}" in model_card(load_model(folder), folder).replace("\\", "")
+    pooled = pool_runs([fold_1], output=place / "pooled").summary["notes"]
+    assert any(cases in note for note in pooled for cases in split["validation"])
+    clean = run(place, tiny_pipeline(epochs=1), init=reference, fold=0)
+    assert not any("no test" in note for note in evaluate(clean).summary["notes"])
+    longer = run(place, None, resume=fold_1, overrides=["train.epochs=2"])
+    assert json.loads((longer / "split.json").read_text())["began_with"] == sorted(trained)
 
 
 def test_an_unpadded_network_trains(place):
