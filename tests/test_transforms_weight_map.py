@@ -207,6 +207,7 @@ def test_class_weights_by_class():
         ({"instances": np.ones((4, 4))}, LabelError),
         ({"instances": np.array([[-1, 0]])}, LabelError),
         ({"spacing": (1.0,)}, GeometryError),
+        ({"spacing": 2.0}, GeometryError),
         ({"spacing": (1.0, -1.0)}, GeometryError),
         ({"sigma": 0.0}, UsageError),
         ({"w0": -1.0}, UsageError),

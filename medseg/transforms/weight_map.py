@@ -222,7 +222,7 @@ def _checked(instances: np.ndarray) -> np.ndarray:
 
 
 def _steps(spacing: Sequence[float] | None, dims: int) -> tuple[float, ...]:
-    step = (1.0,) * dims if spacing is None else tuple(float(s) for s in spacing)
+    step = (1.0,) * dims if spacing is None else tuple(float(s) for s in np.atleast_1d(spacing))
     if len(step) != dims or not all(s > 0 and math.isfinite(s) for s in step):
         raise GeometryError("spacing does not fit", field="spacing", expected=f"{dims} positive numbers", found=spacing)
     return step
