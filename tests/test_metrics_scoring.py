@@ -154,6 +154,25 @@ def test_a_missed_structure_makes_every_mean_worse():
             assert mean > before, (label, metric)
 
 
+def test_what_missed_cases_may_improve_says_so():
+    """With faulty cases pooled specificity and accuracy rise by definition where a small structure is missed."""
+    reference = np.zeros((40, 40), np.uint8)
+    reference[10:14, 10:14] = 1
+    faulty = np.roll(reference, 2, axis=0) | (np.arange(40) > 20)
+    names = [name for name, metric in METRICS.items() if metric.level == "pooled" and metric.over == "label"]
+    names = [name for name in names if METRICS[name].better != "none" and METRICS[name].needs == "label"]
+    options = {"labels": {0: "background", 1: "cell"}, "metrics": names}
+    faulty_case = measure_case(faulty, reference, **options)
+    missed_case = measure_case(reference * 0, reference, **options)
+    without = {s.metric: s.value for s in pool_scores([faulty_case], names)}
+    rising = []
+    for s in pool_scores([faulty_case, missed_case], names):
+        gain = (s.value - without[s.metric]) * (1 if s.better == "higher" else -1)
+        assert gain < 0 or "says nothing of" in s.definition, s.metric
+        rising += [s.metric] * (gain > 0)
+    assert rising == ["PooledSpecificity", "PooledAccuracy"]
+
+
 def test_specificity_of_a_missed_structure_is_no_reward():
     reference = np.zeros((10, 10), np.uint8)
     reference[0, 0] = 1

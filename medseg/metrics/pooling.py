@@ -23,6 +23,7 @@ from medseg.metrics.views import CaseView, RegionView
 __all__ = ["POOLED", "Terms"]
 
 _LITS = "Bilic et al. 2023, doi:10.1016/j.media.2022.102680"
+_BLIND = "; says nothing of cases that were missed: read it beside the sensitivity"
 _RELOADED = "Maier-Hein, Reinke et al. 2024, doi:10.1038/s41592-023-02151-z"
 
 
@@ -139,14 +140,14 @@ def _share(view: CaseView, part: str, whole: str) -> Terms:
 
 
 def _pooled() -> list[Metric]:
-    def counts(name: str, text: str, attribute: str | None = None, **more: Any) -> Metric:
+    def counts(name: str, text: str, attribute: str | None = None, blind: bool = False, **more: Any) -> Metric:
         name_of = attribute or name.lower()
         return Metric(
             f"Pooled{name}",
             lambda total: getattr(total, name_of),
             "1",
             "higher",
-            f"{text}, of the voxels of all cases together",
+            f"{text}, of the voxels of all cases together" + _BLIND * blind,
             terms=lambda view: view.counts,
             source=_RELOADED,
             **more,
@@ -171,7 +172,9 @@ def _pooled() -> list[Metric]:
             "1",
             "higher",
             f"{text}, over the lesions of all cases; connected components (face neighbours) matched one to one at "
-            "IoU above the given one, 0 if not given; with merge, those that overlaps connect count as one",
+            "IoU above the given one, 0 if not given; with merge, those that overlaps connect count as one"
+            + _BLIND
+            * (name == "Precision"),
             terms=_lesion_counts,
             title=at_iou(title),
             check=check_iou,
@@ -197,9 +200,9 @@ def _pooled() -> list[Metric]:
         by_patient,
         counts("IoU", "|A and B| / |A or B|", "iou"),
         counts("Sensitivity", "TP / (TP + FN)"),
-        counts("Specificity", "TN / (TN + FP)"),
-        counts("Precision", "TP / (TP + FP)"),
-        counts("Accuracy", "(TP + TN) / all"),
+        counts("Specificity", "TN / (TN + FP)", blind=True),
+        counts("Precision", "TP / (TP + FP)", blind=True),
+        counts("Accuracy", "(TP + TN) / all", blind=True),
         counts("MCC", "Matthews correlation coefficient", "mcc", bounds=(-1.0, 1.0)),
         Metric(
             "PooledAUC",
