@@ -25,12 +25,13 @@ import numpy as np
 
 from medseg.cache_blocks import BlockArray
 from medseg.cache_case import MemoryCase, StoredCase, write_case
-from medseg.cache_prepare import run_jobs
+from medseg.cache_prepare import free_memory, run_jobs
+from medseg.cache_steps import run_step
 from medseg.component import Component, build_component, to_target
 from medseg.config import DatasetSpec
 from medseg.data import Case, load_sample
 from medseg.data_reading import is_single_mask
-from medseg.errors import DataError, MedsegError, ResourceError, collect
+from medseg.errors import MedsegError, ResourceError, collect
 from medseg.files import remove_stale, require_space, sha256_file
 
 __all__ = ["BlockArray", "CaseStore", "MemoryCase", "StoredCase", "default_folder", "preprocess_sample"]
@@ -168,7 +169,7 @@ def preprocess_sample(
         `native`: the Geometry of the file; `notes`.
 
     Raises:
-        DataError: E371, a transform fails on this case.
+        DataError: E371, a transform fails on this case. ResourceError: E526, it needs more memory than there is.
     """
     arrays: dict[str, np.ndarray] = {}
     for name in ("label", "instances", "fov"):
@@ -177,13 +178,7 @@ def preprocess_sample(
     data = dict(sample)
     for component in preprocess:
         transform = build_component(component, "transform", ignore=ignore)
-        try:
-            data = dict(transform(data))
-        except MedsegError:
-            raise
-        except Exception as error:
-            message = f"{component.name} fails on this case: {type(error).__name__}: {error}".splitlines()[0]
-            raise DataError(message, code="E371", case=str(sample.get("case"))) from error
+        data = run_step(component.name, transform, data, case=str(sample.get("case")), free=free_memory)
     affine = np.asarray(data["image"].affine, dtype=np.float64)
     for name in ("image", "label", "weight", "fov"):
         if name in data:

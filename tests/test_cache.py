@@ -12,20 +12,24 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data.meta_tensor import MetaTensor
 from tiny import ENTRY, write_cases
 
 from medseg import cache, component_table
 from medseg.cache import BlockArray, CaseStore, MemoryCase, StoredCase, default_folder
 from medseg.cache_blocks import mirror_index
 from medseg.cache_case import KEPT, index_classes
+from medseg.cache_steps import RESAMPLING, run_step
 from medseg.cli_common import expand_home
-from medseg.component import Component
+from medseg.component import Component, build_component
 from medseg.config import load_dataset
 from medseg.data import find_cases, load_sample
 from medseg.errors import DataError, FormatError, MedsegError, ResourceError
 from medseg.files import FAIL_POINTS
+from medseg.inference.memory import LiveBytes
 
 
 @pytest.fixture
@@ -312,3 +316,40 @@ def test_without_a_home_folder_a_place_for_the_store_has_to_be_named(monkeypatch
         default_folder()
     assert "--cache" in caught.value.fix
     assert expand_home(["--data=~/x", "y"]) == ["--data=~/x", "y"]  # the commands that need no store work
+
+
+def write_far_apart(path: Path, voxels: int, spacing: float) -> Path:
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((voxels,) * 3, np.int16), affine), path)
+    return path
+
+
+def test_a_case_that_resampling_blows_up_is_refused_before_it_takes_the_memory(place):
+    for part in ("images", "labels"):
+        write_far_apart(place / f"data/{part}/c1.nii.gz", 5, 90.0)  # microns written as millimetres, say
+    store, cases = store_of(place, Component("Spacingd", {"pixdim": [0.05, 0.05, 0.05]}))
+    with pytest.raises(ResourceError) as caught:
+        store.prepare(cases, workers=1)
+    told = [error for error in caught.value.problems if error.case == "c1"]
+    assert [error.code for error in told] == ["E526"]
+    assert "7201 x 7201 x 7201" in str(told[0])  # 4 steps of 90 mm are 7200 of 0.05 mm
+    assert "90 x 90 x 90" in str(told[0])
+
+
+def test_an_allocation_that_fails_in_preprocessing_is_no_fault_of_the_image():
+    def step(sample):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    with pytest.raises(ResourceError) as caught:
+        run_step("Zoomd", step, {}, case="a", free=lambda: 0)
+    assert caught.value.code == "E526"
+    assert caught.value.exit_code == 5
+
+
+def test_resampling_takes_the_memory_that_is_asked_for():
+    image = MetaTensor(torch.rand(1, 10, 10, 10), affine=torch.diag(torch.tensor([8.0, 8, 8, 1], dtype=torch.float64)))
+    step = build_component(Component("Spacingd", {"pixdim": [1.0, 1.0, 1.0]}), "transform")
+    with LiveBytes() as live:
+        result = run_step("Spacingd", step, {"image": image}, case="a", free=lambda: 10**12)["image"]
+    assert result.shape == (1, 73, 73, 73)
+    assert 0.5 < live.peak / result.numel() / RESAMPLING < 1  # what is not torch's is not seen; 57 is of the process

@@ -26,6 +26,7 @@ from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import HOST, TEMPORARY
 from medseg.inference import OverlapTileInferer
 from medseg.inference.cost import certify
+from medseg.inference.memory import resident_bytes
 from medseg.inference.outputs import plan_outputs, probability_file
 from medseg.networks import UNet
 from medseg.prediction import predict
@@ -606,6 +607,23 @@ def test_memory_limit_is_refused_when_it_cannot_be_kept(tmp_path):
     assert result.exit_code == 5
     assert "E522" in result.text()
     assert not (tmp_path / "out" / "a.nii.gz").exists()
+
+
+def test_an_image_that_resampling_blows_up_fails_alone(tmp_path):
+    make_volume(tmp_path / "far.nii.gz", (5, 5, 5), np.diag([90.0, 90.0, 90.0, 1.0]))  # 2e13 voxels of 0.05 mm
+    make_volume(tmp_path / "near.nii.gz", (9, 9, 9), np.diag([0.1, 0.1, 0.1, 1.0]))
+    # 8 million voxels: 0.5 GB while they are computed
+    make_volume(tmp_path / "large.nii.gz", (21, 21, 21), np.diag([0.5, 0.5, 0.5, 1.0]))
+    model = make_model(preprocess=[Component("Spacingd", {"pixdim": [0.05, 0.05, 0.05]})])
+    result = predict(model, [tmp_path / "far.nii.gz", tmp_path / "near.nii.gz"], tmp_path / "out", progress=False)
+    assert [case.status for case in result.cases] == ["failed", "done"]
+    assert result.exit_code == 5
+    assert "E526" in result.text()
+    limited = predict(
+        model, tmp_path / "large.nii.gz", tmp_path / "limited", max_ram=resident_bytes() / 2**30 + 0.25, progress=False
+    )
+    assert limited.exit_code == 5
+    assert "E526" in limited.text()
 
 
 def test_output_folder_that_cannot_be_written(tmp_path):

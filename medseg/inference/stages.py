@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from medseg import files, volumes
+from medseg.cache_steps import run_step
 from medseg.checkpoint_grids import unlike_grid
 from medseg.checkpoint_model import hash_weights
 from medseg.cohort import SlabQueue
@@ -23,7 +26,7 @@ from medseg.files_atomic import temporary_name
 from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
 from medseg.inference.large import POINTWISE, open_large
-from medseg.inference.memory import resident_bytes
+from medseg.inference.memory import available_memory, resident_bytes
 from medseg.inference.outputs import Job, header_of, probability_file, record, remove, replaced
 
 __all__ = ["Work"]
@@ -83,6 +86,11 @@ class Work:
             inferer.max_vram = self.max_vram
         return inferer
 
+    def _free(self) -> int:
+        """Bytes that preprocessing may take."""
+        free = available_memory() + psutil.swap_memory().free
+        return free if self.max_ram is None else min(free, self.max_ram - resident_bytes())
+
     def reads_ahead(self, jobs: Sequence[Job]) -> bool:
         """Reading the next case needs memory of its own; under a limit it has to fit into a quarter of it."""
         if self.max_ram is None:
@@ -123,13 +131,8 @@ class Work:
         if sample["native"].kind == "picture":
             sample["picture"] = sample["image"].as_tensor().numpy().copy()  # the overlay is drawn over it
         for part, transform in zip(self.pipeline.preprocess, self.preprocess, strict=True):
-            try:
-                sample = _in_slabs(transform, sample) if part.name in POINTWISE else dict(transform(sample))
-            except MedsegError:
-                raise
-            except Exception as error:  # whatever a transform raises on this case must not stop the others
-                message = f"{part.name} fails on this case: {type(error).__name__}: {error}".splitlines()[0]
-                raise DataError(message, code="E371", case=job.case) from error
+            step = partial(_in_slabs, transform) if part.name in POINTWISE else transform
+            sample = run_step(part.name, step, sample, case=job.case, free=self._free)
         if sample["native"].kind == "volume":
             told = [unlike_grid(np.asarray(sample["image"].affine), seen) for seen in self.seen]
             sample["notes"] = (*sample["notes"], *(told[0] if all(told) else ()))  # of an ensemble: unlike all of them
