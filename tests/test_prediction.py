@@ -22,6 +22,7 @@ from medseg import volumes
 from medseg.cohort import choose_shard, run_cohort, take_shard
 from medseg.component import Component
 from medseg.config import DatasetSpec
+from medseg.data import find_cases
 from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import HOST, TEMPORARY
 from medseg.inference import OverlapTileInferer
@@ -146,6 +147,27 @@ def test_cases_whose_folder_bears_their_id_are_called_by_it(tmp_path, monkeypatc
     make_volume(tmp_path / "other.nii.gz")
     predict(model, tmp_path / "other.nii.gz", tmp_path / "out2", progress=False)
     assert sorted(path.name for path in (tmp_path / "out2").glob("*.gz")) == ["other.nii.gz", "p2.nii.gz"]
+
+
+def test_frames_of_several_videos_are_called_by_video_and_frame_where_they_lie_as_in_the_set(tmp_path):
+    model = make_model(2, colour="grey")
+    files = [{"training": {"image": "set/{video}/t{frame}.tif", "label": "set/{video}_ST/man{frame}.tif"}}]
+    model.dataset = DatasetSpec.from_dict({**model.dataset.to_dict(), "files": files})
+    arrays = {}
+    for number, case in enumerate(("01_000", "01_001", "02_000")):
+        arrays[case] = np.random.default_rng(number).integers(0, 200, (12, 14), np.uint8)
+        path = tmp_path / f"new/set/{case[:2]}/t{case[3:]}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(arrays[case]).save(path)
+        label = tmp_path / f"new/set/{case[:2]}_ST/man{case[3:]}.tif"
+        label.parent.mkdir(exist_ok=True)
+        Image.fromarray(arrays[case]).save(label)
+    result = predict(model, str(tmp_path / "new/set/0?"), tmp_path / "out", progress=False)
+    assert [case.case for case in result.cases] == [case.id for case in find_cases(model.dataset, tmp_path / "new")]
+    for case, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"out/{case}.tif")) > 0, array > 100)
+    Image.fromarray(arrays["01_000"]).save(tmp_path / "t7.tif")  # anywhere else a file is called as it is
+    assert predict(model, tmp_path / "t7.tif", tmp_path / "out2", progress=False).cases[0].case == "t7"
 
 
 def test_a_volume_on_another_grid_than_those_of_training_is_told_of(tmp_path):

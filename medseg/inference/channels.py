@@ -20,9 +20,11 @@ def name_case(source: Path, spec: Any) -> str | None:
     """The id of a case where folders tell cases or channels apart (`{id}/t1.nii.gz`, `t1/{id}.nii.gz`), as the patterns
     say; None where names of files do.
 
-    Of several channels each has its name behind it, until they are joined.
+    Where folder and file bear it together (`videos/{video}/t{frame}.tif`), only files that lie as in the data set have
+    it: one called t7 may lie anywhere. Of several channels each has its name behind it, until they are joined.
     """
-    for tails in map(_tails, _patterns(spec)):
+    for patterns in _patterns(spec):
+        tails = patterns if any(map(_is_shared, patterns)) else _tails(patterns)
         for channel, tail in enumerate(tails):
             if "/" in tail and source.is_file() and (found := _fit(_expression(tail), source)):
                 return f"{found[1]}_{spec.channels[channel]}" if len(tails) > 1 else found[1]
@@ -96,6 +98,12 @@ def _start(parts: Sequence[str]) -> int:
     """The number of the part of a pattern from which on it tells cases apart."""
     told = [number for number, part in enumerate(parts) if PLACEHOLDER.search(part)]
     return len(parts) - 1 if told[-1] == len(parts) - 1 else told[0]
+
+
+def _is_shared(pattern: str) -> bool:
+    """Whether the name of a file is a part of its case's id alone, the folders above it the rest."""
+    whole, name = (set(PLACEHOLDER.findall(part)) for part in (pattern, pattern.split("/")[-1]))
+    return "id" not in whole and bool(name) and name != whole
 
 
 def _expression(tail: str) -> re.Pattern[str]:
