@@ -377,6 +377,15 @@ def test_the_cost_counts_all_windows_of_a_call():
     assert four.peak_ram - one.peak_ram >= peaks[1] - peaks[0]
 
 
+def test_the_memory_that_the_timed_tile_leaves_behind_is_not_counted_beside_what_tiles_take(monkeypatch):
+    image, network, ran = torch.zeros(1, 40, 40, 40), small_unet(3, "same"), []
+    network.register_forward_hook(lambda _, windows, __: None if windows[0].is_meta else ran.append(1))
+    monkeypatch.setattr("medseg.inference.cost.resident_bytes", lambda: 2**30 if ran else 2**20)
+    untimed, timed = (estimate("a", image, [network], OverlapTileInferer(), time_it=it) for it in (False, True))
+    assert ran
+    assert timed.peak_ram == untimed.peak_ram < 2**30
+
+
 def test_the_cost_on_a_gpu_is_not_that_of_its_first_pass(monkeypatch):
     # whose kernels are loaded for half a second; 64 windows would come to 32 s
     calls = []
