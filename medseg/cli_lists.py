@@ -126,7 +126,10 @@ def networks_show(
     ] = None,
     in_channels: Annotated[int, typer.Option(help="Channels of the image.")] = 1,
     out_channels: Annotated[int, typer.Option(help="Classes, background included.")] = 2,
-    settings: SetOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An argument of the network: --set channels=[16,32].", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Parameters, operations, receptive field, tiling geometry and memory for one training step."""
@@ -147,7 +150,9 @@ def networks_show(
             tuple(int(n) for n in size.replace("x", ",").split(",")) if size else (256,) * 2 if dims == 2 else (96,) * 3
         )
     except ValueError:
-        raise UsageError("not a size", field="--input", expected="numbers: 572,572", found=size) from None
+        sides = (0,)
+    if min(sides) < 1:
+        raise UsageError("not a size", field="--input", expected="numbers above 0: 572,572", found=size)
     if len(sides) != dims:
         raise UsageError(
             "the input's size has another number of axes", field="--input", expected=dims, found=len(sides)

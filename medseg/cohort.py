@@ -51,6 +51,8 @@ def choose_shard(shard: str | None = None, environment: Mapping[str, str] | None
             field="shard",
             expected="K/N with 0 <= K < N, such as 0/4",
             found=shard if shard is not None else f"{number}/{count}",
+            # tasks 3, 7 and 9 of an array submitted again: only their number is known, not which of them this one is
+            fix=None if shard is not None else "say which share this process has: --shard K/N",
         )
     return number, count
 

@@ -78,6 +78,7 @@ def test_python_dash_m_is_the_same_program():
         (["train"], "medseg train NAME"),
         (["networks", "show", "UNett"], "UNet"),
         (["networks", "show", "UNet", "--input", "12,a"], "--input"),
+        (["networks", "show", "UNet", "--input", "-5,0"], "above 0"),
         (["export", "nowhere", "--format", "pdf"], "package, bundle, onnx"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

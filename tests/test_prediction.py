@@ -425,6 +425,8 @@ def test_shards_from_the_environment():
     slurm = {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
     assert choose_shard(None, slurm | {"SLURM_ARRAY_TASK_STEP": "4"}) == (2, 3)
     assert choose_shard("0/2", slurm) == (0, 2)
+    with pytest.raises(UsageError, match="--shard K/N"):  # of tasks 1, 5 and 13: the third, or one of four?
+        choose_shard(None, slurm | {"SLURM_ARRAY_TASK_ID": "13", "SLURM_ARRAY_TASK_STEP": "4"})
     with pytest.raises(UsageError):
         choose_shard("a/b", {})
     assert sorted(i for k in range(3) for i in take_shard(range(10), k, 3)) == list(range(10))
