@@ -54,12 +54,13 @@ def _require_memory(step: Any, sample: dict[str, Any], case: str, free: Callable
     needed, left = math.prod(shape) * RESAMPLING, free()
     if needed > left:
         before, after = (" x ".join(map(str, size)) for size in (image.shape[1:], shape))
-        voxels = " x ".join(f"{n:.4g}" for n in np.linalg.norm(np.asarray(image.affine)[:-1, :-1], axis=0))
+        sides = np.linalg.norm(np.asarray(image.affine)[:-1, :-1], axis=0)[: len(shape)]
+        voxels = " x ".join(f"{side:.4g}" for side in sides)
         raise ResourceError(
             f"Spacingd would make {after} voxels of {before}, which do not fit the memory",
             code="E526",
             case=case,
             expected=f"up to {left / 1e9:.3g} GB",
-            found=f"about {needed / 1e9:.4g} GB; voxels of {voxels} mm, as the file states",
+            found=f"about {needed / 1e9:.4g} GB; voxels of {voxels}, as the file states",
             fix="correct the voxel size if it is wrong; else a larger pixdim",
         )
