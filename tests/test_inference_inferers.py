@@ -9,7 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from monai.inferers import sliding_window_inference
+from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import collate_meta_tensor, decollate_batch
+from monai.inferers import SlidingWindowInferer, sliding_window_inference
+from monai.transforms import Flip
 
 from medseg.errors import ResourceError, UsageError
 from medseg.inference import GaussianTileInferer, OverlapTileInferer
@@ -75,6 +78,24 @@ def test_tiled_equals_whole(dims, padding, mirror):
     assert len(inferer.plan(size, network).tiles) > 1
     scale = max(1.0, float(whole.abs().max()))
     assert float((inferer(image, network) - whole).abs().max()) <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("make", [lambda: OverlapTileInferer(tile=20), lambda: GaussianTileInferer(16)])
+def test_a_meta_tensor_keeps_what_monais_inferer_keeps(make, count):
+    network, affine = small_unet(3, "same"), torch.diag(torch.tensor([-0.7, 0.7, 3.0, 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([10.0, -20.0, 30.0])
+    image = MetaTensor(torch.randn(1, 24, 20, 18), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    batch = collate_meta_tensor([Flip(0)(image) for _ in range(count)])  # as MONAI's loader hands it to an evaluator
+    found = make()(batch, network)
+    expected = SlidingWindowInferer((16, 16, 16))(batch, network)
+    for one, other in zip(decollate_batch(found), decollate_batch(expected), strict=True):
+        torch.testing.assert_close(one.affine, other.affine)
+        assert one.applied_operations == other.applied_operations
+        assert one.meta["filename_or_obj"] == "a.nii.gz"
+    plain = make()(batch.as_tensor(), network)
+    assert type(plain) is torch.Tensor
+    torch.testing.assert_close(found.as_tensor(), plain)
 
 
 def test_whole_is_the_networks_own_pass_when_padded():

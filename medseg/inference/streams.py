@@ -74,7 +74,8 @@ class TileInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits (B, K, *spatial), float32, of `inputs` (B, C, *spatial), on the inputs' device.
 
-        With mirroring, the logarithm of the mean probability. Further arguments go to the network.
+        With mirroring, the logarithm of the mean probability. Further arguments go to the network. As from MONAI's
+        inferers, a MetaTensor comes back as one, with its affine and what was applied to it.
         """
         if inputs.ndim < 3:
             raise UsageError("inputs need the axes (B, C, *spatial)", field="inputs", found=tuple(inputs.shape))
@@ -86,12 +87,12 @@ class TileInferer(Inferer):
                 if result is None:
                     shape = (len(inputs), block.values.shape[0], *inputs.shape[2:])
                     if block.values.shape[1:] == inputs.shape[2:] and len(inputs) == 1:
-                        return block.values[None].to(inputs.device)
+                        return _with_meta(block.values[None].to(inputs.device), inputs)
                     result = torch.empty(shape, dtype=torch.float32, device=inputs.device)
                 box = tuple(slice(a, b) for a, b in zip(block.start, block.stop, strict=True))
                 result[number, :, *box] = block.values.to(inputs.device)
         assert result is not None
-        return result
+        return _with_meta(result, inputs)
 
     def _whole(self, image: torch.Tensor, networks: Sequence[Any], device: torch.device | str) -> Iterator[Block]:
         return self.blocks(image, networks, axis=0, device=device)
@@ -135,3 +136,11 @@ class _Bound:
 
 def _plain(inputs: torch.Tensor) -> torch.Tensor:
     return inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs  # MetaTensor costs time in every operation
+
+
+def _with_meta(result: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    if not hasattr(inputs, "as_tensor"):
+        return result
+    from monai.data.meta_tensor import MetaTensor
+
+    return MetaTensor(result).copy_meta_from(inputs, copy_attr=False)
