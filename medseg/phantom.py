@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import UsageError
-from medseg.files import atomic_path, write_bytes, write_text
+from medseg.files import atomic_path, probe_writable, write_bytes, write_text
 from medseg.phantom_ct import draw_ct
 from medseg.phantom_pictures import draw_fundus, draw_nuclei
 
@@ -64,12 +64,13 @@ def write_phantom(
         raise UsageError("a phantom needs at least one case", field="cases", expected=">= 1", found=cases)
     folder, writer = KINDS[kind]
     target = Path(output) / folder
-    if target.exists() and any(target.iterdir()):
+    if target.is_dir() and any(target.iterdir()):
         raise UsageError(
             "the folder already holds files; a phantom never overwrites",
             file=target,
             fix="give another folder with -o, or remove this one",
         )
+    probe_writable(target)
     total = 0
     for total, planned in enumerate(writer(target, cases, seed), start=1):
         if progress:

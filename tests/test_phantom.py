@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg.errors import UsageError
+from medseg.errors import ResourceError, UsageError
 from medseg.phantom import draw_ct, draw_fundus, draw_nuclei, write_phantom
 
 
@@ -114,3 +114,13 @@ def test_bad_requests_are_refused_and_nothing_is_overwritten(tmp_path):
     with pytest.raises(UsageError, match="already holds files"):
         write_phantom("cell", tmp_path)
     assert (tmp_path / "dsb2018" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("file", ["DATA", "DATA/DRIVE"])
+def test_a_file_where_the_folder_is_to_be_is_called_one(tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("x")
+    with pytest.raises(ResourceError) as caught:
+        write_phantom("drive", tmp_path / "DATA", cases=1)
+    assert caught.value.code == "E502"
+    assert (tmp_path / file).read_text() == "x"
