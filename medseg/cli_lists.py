@@ -65,7 +65,6 @@ def pipelines_copy(
         raise UsageError("the file is there already; nothing is overwritten", file=target, fix="give another name")
     if target.suffix not in (".yaml", ".yml"):
         raise UsageError("a pipeline's file ends with .yaml", file=target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, config.pipeline_file(name, folder=folder).read_text(encoding="utf-8"))
     say(f"{target}")
 

@@ -177,6 +177,9 @@ def test_pipelines_list_show_copy_check(capsys, tmp_path, monkeypatch):
     assert code == 0
     assert (tmp_path / "mine.yaml").read_text().startswith("#")
     assert run(capsys, "pipelines", "copy", "drive", "mine.yaml")[0] == 2, "nothing is overwritten"
+    assert run(capsys, "pipelines", "copy", "drive", "new/folder/mine.yaml")[0] == 0
+    code, _, err = run(capsys, "pipelines", "copy", "drive", "mine.yaml/other.yaml")
+    assert (code, "E502" in err) == (5, True)
     assert run(capsys, "pipelines", "check", "mine.yaml")[0] == 0
     (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "\nnetwrok: UNet\n")
     code, _, err = run(capsys, "pipelines", "check", "mine.yaml")
