@@ -184,6 +184,23 @@ def data_add(
         show_json({"file": result.file, "cases": result.cases, "entry": result.entry, "notes": result.notes})
 
 
+@data_app.command("pages", epilog=examples("medseg data pages DATA/em/train-volume.tif -o DATA/em/images"))
+def data_pages(
+    stacks: Annotated[list[Path], typer.Argument(help="TIFF stacks, of images or of labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Save each page of TIFF stacks as a picture of its own, for 2-D data sets and models."""
+    state["json"] = as_json
+    from medseg import entry_pages
+    from medseg.errors import counted
+
+    files = entry_pages.split_stacks(stacks, output)
+    say(f"{counted(len(files), 'picture')} in {output}")
+    if as_json:
+        show_json({"files": files})
+
+
 @data_app.command(
     "phantom",
     epilog=examples(

@@ -40,7 +40,8 @@ def read_tiff(path: Path, *, dims: int | None = None, case: str | None = None) -
         check_room(pages, shape, bands, size, path, case)
         if dims == 2 and len(shape) > 2:
             found = f"{shape[-1]} pages"
-            message, fix = "a stack where a picture is expected", "declare the set as 3-D, or split the stack"
+            message = "a stack where a picture is expected"
+            fix = "make pictures of its pages (medseg data pages STACK -o FOLDER), or declare the set as 3-D"
             fix += "; if its pages are channels, the file has to say so (ImageJ: Stack to Hyperstack; OME: SizeC)"
             raise DataError(message, code="E310", case=case, file=path, expected="1 page", found=found, fix=fix)
         first = pages[0]
