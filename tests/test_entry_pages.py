@@ -66,22 +66,23 @@ def test_nothing_is_replaced_and_nothing_half_written(tmp_path):
 
 
 def test_a_published_stack_becomes_a_2d_set(tmp_path):
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 255, (6, 32, 40), dtype=np.uint8), np.zeros((6, 32, 40), np.uint8)
-    for page in range(6):
+    folder = tmp_path / "ISBI2012"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 255, (11, 32, 40), dtype=np.uint8)
+    labels = np.zeros((11, 32, 40), np.uint8)
+    for page in range(11):
         labels[page, 4 : 10 + page, 8:30] = 255
-    for name, stack in (("volume", images), ("labels", labels)):
-        tifffile.imwrite(tmp_path / f"train-{name}.tif", stack, photometric="minisblack")
-        found = CliRunner().invoke(
-            app, ["data", "pages", str(tmp_path / f"train-{name}.tif"), "-o", str(tmp_path / name)]
-        )
-        assert found.exit_code == 0, found.output
-    add_dataset("em", tmp_path, images="volume/*.tif", labels="labels/*.tif")
-    spec = load_dataset("em", root=tmp_path)
-    assert check_dataset(spec, tmp_path).problems == []
-    cases = find_cases(spec, tmp_path)
-    assert [case.id for case in cases] == ["0", "1", "2", "3", "4", "5"]
-    for page, case in enumerate(cases):
-        sample = load_sample(case, spec)
-        np.testing.assert_array_equal(np.asarray(sample["image"])[0], images[page])
-        np.testing.assert_array_equal(np.asarray(sample["label"])[0], labels[page] // 255)
+    stacks = {folder / "train-volume.tif": images, folder / "train-labels.tif": labels}
+    for path, stack in stacks.items():
+        tifffile.imwrite(path, stack, photometric="minisblack")
+    found = CliRunner().invoke(app, ["data", "pages", *map(str, stacks), "-o", str(folder / "pages")])
+    assert found.exit_code == 0, found.output
+    add_dataset("own", tmp_path, images="ISBI2012/pages/*volume*.tif", labels="ISBI2012/pages/*labels*.tif")
+    for spec in (load_dataset("own", root=tmp_path), load_dataset("isbi2012")):
+        assert check_dataset(spec, tmp_path).problems == []
+        cases = find_cases(spec, tmp_path)
+        assert [case.id for case in cases] == [f"{page:02d}" for page in range(11)]
+        for page, case in enumerate(cases):
+            sample = load_sample(case, spec)
+            np.testing.assert_array_equal(np.asarray(sample["image"])[0], images[page])
+            np.testing.assert_array_equal(np.asarray(sample["label"])[0], labels[page] // 255)
