@@ -41,7 +41,7 @@ def read_segments(fields: Mapping[str, str], path: Path, case: str | None = None
     """The segments that an NRRD's own fields list, in their order; none where it is no segmentation.
 
     Raises:
-        FormatError: E305, a number that is none.
+        FormatError: E305, a number that is none or that of the background.
 
     >>> read_segments({"Segment0_Name": "liver", "Segment0_LabelValue": "2", "Segment0_Layer": "0"}, Path("a.seg.nrrd"))
     (Segment(name='liver', value=2, layer=0),)
@@ -51,10 +51,13 @@ def read_segments(fields: Mapping[str, str], path: Path, case: str | None = None
         if found := _FIELD.fullmatch(key):
             listed.setdefault(int(found[1]), {})[found[2]] = text.strip()
     try:
-        return tuple(  # the oldest files have a layer of zeros and ones for each segment, and say neither
+        segments = tuple(  # the oldest files have a layer of zeros and ones for each segment, and say neither
             Segment(own.get("Name") or own.get("ID", ""), int(own.get("LabelValue", 1)), int(own.get("Layer", number)))
             for number, own in sorted(listed.items())
         )
+        if wrong := [segment.value for segment in segments if segment.value < 1]:
+            raise ValueError(f"a segment with the number {wrong[0]}, which is background")
+        return segments
     except ValueError as error:
         raise FormatError("the list of segments is damaged", code="E305", case=case, file=path, found=error) from None
 
@@ -155,20 +158,20 @@ def by_name(
         names: index of a label -> its name.
 
     Returns:
-        {number: index}; None where no segment has a label's name: then numbers mean what they do in other files, which
-        is noted.
+        {number: index}; None where there is one label alone and no segment has its name: then numbers mean what they do
+        in other files, which is noted.
 
     Raises:
-        LabelError: E332, some segments have a label's name and one with voxels has none.
+        LabelError: E332, a segment with voxels has the name of no label.
 
     >>> by_name({1: "Tumour", 2: "liver"}, np.array([0, 1, 2]), {0: "background", 1: "liver", 2: "tumour"})
     ({1: 2, 2: 1}, ())
     """
     known = {"background": 0, **{_plain(name): index for index, name in names.items()}}
     table = {number: known[_plain(name)] for number, name in segments.items() if _plain(name) in known}
-    if not table:
+    if not table and len(set(known.values()) - {0}) == 1:
         listed = ", ".join(f"{number} = {name}" for number, name in segments.items())
-        return None, (f"no segment has the name of a label, so they are taken by their numbers: {listed}",)
+        return None, (f"no segment has the name of the label, so they are taken by their numbers: {listed}",)
     present = {int(v): int(n) for v, n in zip(*value_counts(array), strict=True)}
     if strange := {name: present[n] for n, name in segments.items() if n in present and n not in table}:
         raise LabelError(

@@ -135,9 +135,13 @@ def test_a_segment_that_is_no_label_is_refused_only_where_it_is_drawn(tmp_path: 
     assert (caught.value.code, caught.value.case) == ("E332", "a")
     assert caught.value.found == "`cyst` in 2 voxels"
     assert read_label(path, names={0: "background", 1: "liver", 2: "Cyst"}).array.max() == 2
-    other = read_label(path, names={0: "background", 1: "organ", 2: "lesion"})  # no name fits: numbers
-    np.testing.assert_array_equal(other.array[0], drawing())
-    assert "1 = liver, 2 = cyst" in other.notes[0]
+    with pytest.raises(LabelError, match="E332") as caught:  # a number alone does not say which is which
+        read_label(path, names={0: "background", 1: "organ", 2: "lesion"})
+    assert caught.value.found == "`liver` in 46 voxels, `cyst` in 2 voxels"
+    one = nrrd(tmp_path / "b.seg.nrrd", np.minimum(drawing(), 1), TURNED, segments(("Segment_1", 1, 0)))
+    label = read_label(one, names={0: "outside", 1: "organ"})  # one structure, whatever it was called
+    np.testing.assert_array_equal(label.array[0], drawing() > 0)
+    assert "1 = Segment_1" in label.notes[0]
 
 
 def test_nothing_drawn_is_one_voxel_and_an_empty_label(tmp_path: Path) -> None:
@@ -175,7 +179,7 @@ def test_without_a_grid_that_fits_the_box_stays_where_it_is(tmp_path: Path, text
         check_pair(read_image(nrrd(tmp_path / "a.nrrd", drawing().astype(np.int16), TURNED, {})), label)
 
 
-@pytest.mark.parametrize(("field", "value"), [("LabelValue", "one"), ("Layer", "9")])
+@pytest.mark.parametrize(("field", "value"), [("LabelValue", "one"), ("LabelValue", "0"), ("Layer", "9")])
 def test_a_damaged_list_of_segments_is_refused(tmp_path: Path, field: str, value: str) -> None:
     layers = np.stack([drawing() > 0, drawing() > 1]).astype(np.uint8)
     fields = segments(("liver", 1, 0), ("tumour", 1, 1)) | {f"Segment1_{field}": value}
