@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/medseg evaluate $(DEMO)/predictions $(DEMO)/data/Task03_Liver/labelsTs -o $(DEMO)/evaluation --images $(DEMO)/data/Task03_Liver/imagesTs --run $(DEMO)/runs/liver
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -32,6 +32,14 @@ def data_root() -> Path:
 MARKS = ("<!-- table: written by pytest --reliability-table -->", "<!-- end of table -->")
 
 
+# the files that take longest, longest first: with a file for each process none of them is left alone to the end
+LONG = ("test_processes", "test_second_device", "test_export", "test_training", "test_evaluation", "test_layouts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "run the tests that docs/reliability.md rests on, and write its table into this page"
     parser.addoption("--reliability-table", metavar="PATH", type=Path, help=text)

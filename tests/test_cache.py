@@ -329,8 +329,8 @@ def test_a_case_that_resampling_blows_up_is_refused_before_it_takes_the_memory(p
         write_far_apart(place / f"data/{part}/c1.nii.gz", 5, 90.0)  # microns written as millimetres, say
     store, cases = store_of(place, Component("Spacingd", {"pixdim": [0.05, 0.05, 0.05]}))
     with pytest.raises(ResourceError) as caught:
-        store.prepare(cases, workers=1)
-    told = [error for error in caught.value.problems if error.case == "c1"]
+        store.prepare([case for case in cases if case.id == "c1"], workers=1)
+    told = caught.value.problems
     assert [error.code for error in told] == ["E526"]
     assert "7201 x 7201 x 7201" in str(told[0])  # 4 steps of 90 mm are 7200 of 0.05 mm
     assert "90 x 90 x 90" in str(told[0])

@@ -561,8 +561,8 @@ def test_two_processes_give_the_same_rows_and_collect_problems(folders):
     assert one.rows == two.rows
     save(folders / "pred" / "case_0.nii.gz", cube(value=7))
     save(folders / "pred" / "case_3.nii.gz", cube(value=8))
-    with pytest.raises(MedsegError) as caught:
-        evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=2, metrics=["Dice"])
+    with pytest.raises(MedsegError) as caught:  # with two labels no processes are started to look at values first
+        evaluate(folders / "pred", folders / "ref", labels="1=liver,2=tumour", workers=2, metrics=["Dice"])
     assert len(caught.value.problems) == 2
 
 
