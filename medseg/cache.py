@@ -25,7 +25,7 @@ import numpy as np
 
 from medseg.cache_blocks import BlockArray
 from medseg.cache_case import MemoryCase, StoredCase, write_case
-from medseg.cache_prepare import free_memory, run_jobs
+from medseg.cache_prepare import run_jobs
 from medseg.cache_steps import run_step
 from medseg.component import Component, build_component, to_target
 from medseg.config import DatasetSpec
@@ -171,6 +171,8 @@ def preprocess_sample(
     Raises:
         DataError: E371, a transform fails on this case. ResourceError: E526, it needs more memory than there is.
     """
+    from medseg.inference.memory import memory_with_swap
+
     arrays: dict[str, np.ndarray] = {}
     for name in ("label", "instances", "fov"):
         if name in sample:
@@ -178,7 +180,7 @@ def preprocess_sample(
     data = dict(sample)
     for component in preprocess:
         transform = build_component(component, "transform", ignore=ignore)
-        data = run_step(component.name, transform, data, case=str(sample.get("case")), free=free_memory)
+        data = run_step(component.name, transform, data, case=str(sample.get("case")), free=memory_with_swap)
     affine = np.asarray(data["image"].affine, dtype=np.float64)
     for name in ("image", "label", "weight", "fov"):
         if name in data:

@@ -13,7 +13,7 @@ from medseg.data import Case
 from medseg.errors import MedsegError, ResourceError
 from medseg.processes import process_pool, without_script
 
-__all__ = ["choose_workers", "free_memory", "run_jobs"]
+__all__ = ["choose_workers", "run_jobs"]
 
 _SMALL = 2**23  # bytes of input below which starting processes costs more than it gains
 # memory for one case, as a multiple of its files: gzip (4x), float32 for int16 (2x), several arrays while resampling
@@ -61,15 +61,6 @@ def choose_workers(cases: Sequence[Case]) -> int:
         return 1
     fitting = int(available_memory() * 0.7 / max(1, max(sizes) * _BYTES_PER_INPUT_BYTE))
     return max(1, min(real_cores(), len(cases), fitting))
-
-
-def free_memory() -> int:
-    """Bytes that one case may take while it is prepared: what is free, and swap."""
-    import psutil
-
-    from medseg.inference.memory import available_memory
-
-    return available_memory() + psutil.swap_memory().free
 
 
 def _size(path: Path) -> int:

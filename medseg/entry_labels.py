@@ -14,6 +14,7 @@ from medseg.errors import LabelError, MedsegError, collect
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
 from medseg.volumes_labels import WHITE
+from medseg.volumes_slicer import fold_name
 
 __all__ = ["LabelFacts", "are_numbered", "look_at_labels", "may_be_objects", "spread"]
 
@@ -63,7 +64,7 @@ def look_at_labels(
     grey: list[Case] = []  # those with values
     most = (0, Path())  # colours in a file, and which
     problems: list[MedsegError] = []
-    segments: dict[str, str] = {}  # names of segments, by their folded letters
+    segments: dict[str, str] = {}  # names of segments, by their folded names
     for case in chosen:
         assert case.label is not None
         try:
@@ -84,7 +85,7 @@ def look_at_labels(
             problems += error.problems
             continue
         found, counts = np.unique(volume.array, return_counts=True)
-        segments.update({(name := volume.segments.get(int(v), "")).casefold(): name for v in found if v})
+        segments.update({fold_name(name := volume.segments.get(int(v), "")): name for v in found if v})
         numbers.add(len(found[found != 0]))
         values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
         grey.append(case)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from medseg.errors import DataError, UsageError
 from medseg.files import atomic_path
@@ -39,30 +41,29 @@ def split_stacks(stacks: Sequence[str | Path], output: str | Path) -> list[Path]
     """
     import tifffile
 
-    planned: dict[Path, Path] = {}
-    written: list[Path] = []
-    for look in (True, False):  # all stacks are read and all names are compared before the first page is written
-        for stack in map(Path, stacks):
-            if stack.is_file() and stack.suffix.lower() not in (".tif", ".tiff"):
-                raise DataError("this is no TIFF", code="E301", file=stack, expected="a TIFF of several pages")
-            bands = read_geometry(stack)[1]
-            if bands not in (1, 3):
-                raise DataError("pages are grey or RGB", code="E310", file=stack, expected="1 or 3 bands", found=bands)
-            volume = read_image(stack, dims=3, channels=bands)
-            count = volume.geometry.shape[-1]
-            for page in range(count):
-                target = Path(output) / f"{case_id(stack)}_{page:0{len(str(count - 1))}d}.tif"
-                if look:
-                    if target.exists() or target in planned:
-                        found = planned.get(target, "a file of that name")
-                        raise UsageError("a page's file is there already", file=target, found=found, fix="another -o")
-                    planned[target] = stack
-                    continue
-                picture = volume.array[..., page].T  # (C, i, j) of columns and rows -> (row, column, C)
-                with atomic_path(target) as temporary:
-                    tifffile.imwrite(
-                        temporary, picture if bands == 3 else picture[..., 0],
-                        photometric="rgb" if bands == 3 else "minisblack",
-                    )  # fmt: skip
-                written.append(target)
-    return written
+    planned: dict[Path, str | Path] = {}
+    for stack in stacks:
+        for target, _ in _pages(Path(stack), Path(output)):
+            if target.exists() or target in planned:
+                found = planned.get(target, "a file of that name")
+                raise UsageError("a page's file is there already", file=target, found=found, fix="another -o")
+            planned[target] = stack
+    for stack in stacks:  # read again, so that one stack at a time is held and none is written before all are sound
+        for target, picture in _pages(Path(stack), Path(output)):
+            with atomic_path(target) as temporary:
+                tifffile.imwrite(temporary, picture, photometric="rgb" if picture.ndim == 3 else "minisblack")
+    return list(planned)
+
+
+def _pages(stack: Path, output: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each page's file, and its picture (row, column[, band])."""
+    if stack.is_file() and stack.suffix.lower() not in (".tif", ".tiff"):
+        raise DataError("this is no TIFF", code="E301", file=stack, expected="a TIFF of several pages")
+    bands = read_geometry(stack)[1]
+    if bands not in (1, 3):
+        raise DataError("pages are grey or RGB", code="E310", file=stack, expected="1 or 3 bands", found=bands)
+    volume = read_image(stack, dims=3, channels=bands).array  # (C, column, row, page)
+    digits = len(str(volume.shape[-1] - 1))
+    for page in range(volume.shape[-1]):
+        picture = volume[..., page].T
+        yield output / f"{case_id(stack)}_{page:0{digits}d}.tif", picture if bands == 3 else picture[..., 0]

@@ -90,18 +90,15 @@ def _called(found: Iterable[Any]) -> dict[int, str]:
     Raises:
         UsageError: E101, a value is called so in one file and otherwise in another, or has no name in one.
     """
-    names: dict[int, set[str | None]] = {}
-    for one in found:
-        for value, name in one.items() if isinstance(one, dict) else ():
-            names.setdefault(value, set()).add(name)
-    if not any(name for one in names.values() for name in one):
+    told = {(value, name or "") for one in found if isinstance(one, dict) for value, name in one.items()}
+    values, names = {value for value, _ in told}, {name for _, name in told}
+    if not any(names):
         return {}
-    flat = [(value, name) for value, one in sorted(names.items()) for name in one]
-    if len({name for _, name in flat}) == len(flat) == len(names) and None not in dict(flat).values():
-        return {value: name for value, name in flat if name is not None}
-    found_text = ", ".join(f"{value} = {name or 'no name'}" for value, name in flat[:8])
+    if "" not in names and len(values) == len(names) == len(told):
+        return dict(sorted(told))
+    listed = ", ".join(f"{value} = {name or 'no name'}" for value, name in sorted(told)[:8])
     raise UsageError(
-        "the numbers of segments do not mean the same in all references", field="labels", found=found_text,
+        "the numbers of segments do not mean the same in all references", field="labels", found=listed,
         fix="name the labels, numbered as in the predictions: --labels 1=liver,2=tumour; or --run RUN",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from medseg.errors import DataError, GeometryError, MedsegError, UsageError, col
 from medseg.files import safe_stem
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 from medseg.volumes_dicom_grid import SEG_FIX
-from medseg.volumes_inputs import one_kind
+from medseg.volumes_inputs import check_unique, one_kind
 
 __all__ = [
     "Pair",
@@ -274,7 +274,8 @@ def _files_of_cases(folder: Path, what: str, expected: str, *, field: str | None
         raise DataError(f"there is no such folder of {what}", code="E302", field=field, file=folder)
     try:
         files = one_kind(list_inputs([folder], unique=False), images=what == "images")
-        return {case_id(path): path for path in list_inputs(files)}
+        check_unique(files)
+        return {case_id(path): path for path in files}
     except UsageError as error:
         if error.message != "the folder holds no images":  # two files of one case
             raise

@@ -8,7 +8,7 @@ from typing import Any
 
 from medseg import __version__
 from medseg.errors import MedsegError
-from medseg.run import newest_run
+from medseg.run import known_before, newest_run
 from medseg.tables import read_summary
 from medseg.tables_text import markdown_table
 
@@ -56,7 +56,7 @@ def model_card(model: Any, run: str | Path) -> str:
             "The held-out cases also chose the best checkpoint, so these scores are somewhat too good for new data.",
         ]
         # how many, not which: ids may be names of people
-        if known := set(split.get("validation", ())) & set(split.get("began_with", ())):
+        if known := known_before(split):
             lines.append(f"Of them {len(known)} had trained the weights that training began with: no test of these.")
     else:
         lines += ["None are stored with this model: `medseg evaluate` on cases of your own before any use."]

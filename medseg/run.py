@@ -17,7 +17,7 @@ from typing import Any
 from medseg.errors import CheckpointError, ResourceError
 from medseg.files import lock, probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
 
-__all__ = ["RunFolder", "git_state", "is_run", "newest_run", "provenance", "seen_before", "versions"]
+__all__ = ["RunFolder", "git_state", "is_run", "known_before", "newest_run", "provenance", "seen_before", "versions"]
 
 STATES = ("running", "finished", "interrupted", "failed")
 _MARKS = ("best.pt", "last.pt", "last.prev.pt", "status.json")
@@ -185,14 +185,19 @@ def is_run(path: Path) -> bool:
     return any((path / mark).is_file() for mark in _MARKS)
 
 
+def known_before(split: Mapping[str, Any]) -> list[str]:
+    """A split.json's validation cases that the weights training began with (--init) were trained on."""
+    began = set(split.get("began_with", ()))
+    return [case for case in split.get("validation", ()) if case in began]
+
+
 def seen_before(split: Mapping[str, Any]) -> list[str]:
-    """What to tell of a split.json's validation cases that the weights training began with were trained on.
+    """What to tell of the cases that `known_before` finds.
 
     >>> seen_before({"validation": ["a", "b"], "began_with": ["b", "c"]})[0].split(": ")[-1]
     'b'
     """
-    known = [case for case in split.get("validation", ()) if case in set(split.get("began_with", ()))]
-    if not known:
+    if not (known := known_before(split)):
         return []
     shown = ", ".join(known[:10]) + (f" ... {len(known)} in all" if len(known) > 10 else "")
     return [f"Scores of cases that the weights training began with (--init) were trained on are no test: {shown}"]

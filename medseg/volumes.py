@@ -145,7 +145,7 @@ def read_label(
     raw = _guarded(path, case, lambda: read_raw(path, dims=dims, series=None, affine=affine, case=case, exact=True))
     _check_kind(raw.geometry, dims, path, case)
     spatial = len(raw.geometry.shape)
-    notes, segments = raw.notes, raw.segments or {}
+    notes, segments = raw.notes, raw.segments
     if segments and names:
         table, more = by_name(segments, raw.array, names, path=path, case=case)
         notes = (*notes, *more)

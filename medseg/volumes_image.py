@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,4 +37,4 @@ class Raw:
     palette: np.ndarray | None = None
     bits: int = 0
     notes: tuple[str, ...] = ()
-    segments: Mapping[int, str] | None = None
+    segments: Mapping[int, str] = field(default_factory=dict)

@@ -16,10 +16,10 @@ from medseg.volumes_pictures import sniff_picture
 
 __all__ = [
     "case_id",
+    "check_unique",
     "closed_folders",
     "find_format",
     "hidden_id",
-    "is_segmentation",
     "list_inputs",
     "natural_key",
     "one_kind",
@@ -137,7 +137,7 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, 
     if not found:
         raise UsageError("no inputs were named", code="E103", expected="files, folders or patterns")
     if unique:
-        _check_unique(list(found.values()))
+        check_unique(list(found.values()))
     return list(found.values())
 
 
@@ -146,7 +146,7 @@ def same_file(path: Path) -> tuple[str, str]:
     return os.path.realpath(path), "" if os.path.isdir(path) else path.name
 
 
-def is_segmentation(path: Path) -> bool:
+def _is_segmentation(path: Path) -> bool:
     """Whether a file's name says that it is a segmentation of 3D Slicer."""
     return full_suffix(path) == ".seg.nrrd"
 
@@ -154,10 +154,10 @@ def is_segmentation(path: Path) -> bool:
 def one_kind(paths: Sequence[Path], *, images: bool) -> list[Path]:
     """Of files among which segmentations of 3D Slicer lie beside their images (`p1.seg.nrrd`, `p1.nrrd`) the images, or
     else the segmentations and what is no segmentation's image."""
-    drawn = {case_id(path) for path in paths if is_segmentation(path)}
-    if images or not drawn:
-        return [path for path in paths if not is_segmentation(path)]
-    return [path for path in paths if is_segmentation(path) or case_id(path) not in drawn]
+    if images:
+        return [path for path in paths if not _is_segmentation(path)]
+    drawn = {case_id(path) for path in paths if _is_segmentation(path)}
+    return [path for path in paths if not drawn or _is_segmentation(path) or case_id(path) not in drawn]
 
 
 def closed_folders(pattern: str, root: str | Path = "") -> list[Path]:
@@ -244,7 +244,8 @@ def _is_dicom(path: Path) -> bool:
         return True
 
 
-def _check_unique(images: list[Path]) -> None:
+def check_unique(images: Sequence[Path]) -> None:
+    """Refuse two files of one case (UsageError E103)."""
     ids: dict[str, Path] = {}
     for image in images:
         try:

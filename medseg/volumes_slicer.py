@@ -20,7 +20,7 @@ from medseg.errors import FormatError, LabelError, counted
 from medseg.volumes_geometry import Geometry, check_affine
 from medseg.volumes_labels import value_counts
 
-__all__ = ["Segment", "by_name", "lay_together", "numbered", "read_segments", "reference_grid", "restore"]
+__all__ = ["Segment", "by_name", "fold_name", "lay_together", "numbered", "read_segments", "reference_grid", "restore"]
 
 _FIELD = re.compile(r"Segment([0-9]{1,6})_(ID|Name|LabelValue|Layer)")
 _PARAMETERS, _REFERENCE = "Segmentation_ConversionParameters", "Reference image geometry"
@@ -167,8 +167,8 @@ def by_name(
     >>> by_name({1: "Tumour", 2: "liver"}, np.array([0, 1, 2]), {0: "background", 1: "liver", 2: "tumour"})
     ({1: 2, 2: 1}, ())
     """
-    known = {"background": 0, **{_plain(name): index for index, name in names.items()}}
-    table = {number: known[_plain(name)] for number, name in segments.items() if _plain(name) in known}
+    known = {"background": 0, **{fold_name(name): index for index, name in names.items()}}
+    table = {number: known[fold_name(name)] for number, name in segments.items() if fold_name(name) in known}
     if not table and len(set(known.values()) - {0}) == 1:
         listed = ", ".join(f"{number} = {name}" for number, name in segments.items())
         return None, (f"no segment has the name of the label, so they are taken by their numbers: {listed}",)
@@ -183,5 +183,6 @@ def by_name(
     return table, ()
 
 
-def _plain(name: str) -> str:
+def fold_name(name: str) -> str:
+    """The same for names that differ in upper and lower case or in spaces alone."""
     return " ".join(name.split()).casefold()

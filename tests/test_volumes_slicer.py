@@ -249,6 +249,8 @@ def test_predict_takes_no_segmentation_in_a_folder_for_an_image(folder: Path) ->
     found, refused = find_inputs([folder], folder / "out")
     assert [path.name for path in found] == ["p0.nrrd", "p1.nrrd", "p2.nrrd"]
     assert not refused
+    with pytest.raises(UsageError, match="segmentations of 3D Slicer and no images"):
+        find_inputs([str(folder / "*.seg.nrrd")], folder / "out")
     named, _ = find_inputs([folder / "p0.seg.nrrd"], folder / "out")  # what is named is always taken
     assert [path.name for path in named] == ["p0.seg.nrrd"]
 

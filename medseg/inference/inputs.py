@@ -10,7 +10,7 @@ from medseg import volumes
 from medseg.errors import MedsegError, UsageError, collect
 from medseg.package import MODEL_FILE
 from medseg.run import is_run
-from medseg.volumes_inputs import is_segmentation
+from medseg.volumes_inputs import one_kind
 
 __all__ = ["find_inputs"]
 
@@ -38,9 +38,12 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
                 fix="choose another output folder; one below the input folder will do",
             )
         try:
-            for image in volumes.list_inputs([name], skip=output, unique=False):
-                if image == path or not is_segmentation(image):  # what a folder holds beside its images
-                    found.setdefault(volumes.same_file(image), image)
+            images = volumes.list_inputs([name], skip=output, unique=False)
+            if images != [path] and not (images := one_kind(images, images=True)):
+                message = "there are segmentations of 3D Slicer and no images"
+                raise UsageError(message, code="E103", file=path, expected="images")
+            for image in images:
+                found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
             refused.append((path.name or str(path), error))
     if not found:

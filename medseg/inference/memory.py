@@ -22,6 +22,7 @@ __all__ = [
     "available_memory",
     "bytes_per_voxel",
     "container_memory",
+    "memory_with_swap",
     "parse_bytes",
     "peak_activation_bytes",
     "resident_bytes",
@@ -130,6 +131,11 @@ def available_memory(device: torch.device | str = "cpu") -> int:
         if limit != resource.RLIM_INFINITY:
             found.append(limit - int(psutil.Process().memory_info().vms))
     return max(0, min(found))
+
+
+def memory_with_swap() -> int:
+    """Bytes that the host gives before it has to end a process: `available_memory` and free swap."""
+    return available_memory() + int(psutil.swap_memory().free)
 
 
 def container_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from medseg import files, volumes
@@ -26,7 +25,7 @@ from medseg.files_atomic import temporary_name
 from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
 from medseg.inference.large import POINTWISE, open_large
-from medseg.inference.memory import available_memory, resident_bytes
+from medseg.inference.memory import memory_with_swap, resident_bytes
 from medseg.inference.outputs import Job, header_of, probability_file, record, remove, replaced
 
 __all__ = ["Work"]
@@ -88,7 +87,7 @@ class Work:
 
     def _free(self) -> int:
         """Bytes that preprocessing may take."""
-        free = available_memory() + psutil.swap_memory().free
+        free = memory_with_swap()
         return free if self.max_ram is None else min(free, self.max_ram - resident_bytes())
 
     def reads_ahead(self, jobs: Sequence[Job]) -> bool:

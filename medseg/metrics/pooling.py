@@ -147,7 +147,7 @@ def _pooled() -> list[Metric]:
             lambda total: getattr(total, name_of),
             "1",
             "higher",
-            f"{text}, of the voxels of all cases together" + _BLIND * blind,
+            f"{text}, of the voxels of all cases together" + (_BLIND if blind else ""),
             terms=lambda view: view.counts,
             source=_RELOADED,
             **more,
@@ -173,8 +173,7 @@ def _pooled() -> list[Metric]:
             "higher",
             f"{text}, over the lesions of all cases; connected components (face neighbours) matched one to one at "
             "IoU above the given one, 0 if not given; with merge, those that overlaps connect count as one"
-            + _BLIND
-            * (name == "Precision"),
+            + (_BLIND if name == "Precision" else ""),
             terms=_lesion_counts,
             title=at_iou(title),
             check=check_iou,
