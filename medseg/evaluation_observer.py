@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError
-from medseg.evaluation_pairs import Pair, Reading, check_grids, find_predictions, match_names
+from medseg.evaluation_names import match_names
+from medseg.evaluation_pairs import Pair, Reading, check_grids, find_predictions
 from medseg.evaluation_plan import Plan
 from medseg.evaluation_pool import map_cases
 from medseg.evaluation_scoring import collect_rows, score_pair

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
-from medseg.files import safe_stem
+from medseg.evaluation_names import match_names, shorter_names, some
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 from medseg.volumes_dicom_grid import SEG_FIX
 from medseg.volumes_inputs import check_unique, one_kind
@@ -19,7 +19,6 @@ __all__ = [
     "check_grids",
     "find_predictions",
     "match_folders",
-    "match_names",
     "pair_cases",
     "parse_labels",
     "without_probabilities",
@@ -104,8 +103,10 @@ def find_predictions(folder: str | Path, what: str = "predictions", field: str |
 
 def match_folders(
     predictions: str | Path, references: str | Path, images: str | Path | None = None
-) -> tuple[list[Pair], list[str]]:
-    """Pairs of two folders by case id (names without suffix), and the predictions that have no reference.
+) -> tuple[list[Pair], list[str], list[str]]:
+    """Pairs of two folders by case id (names without suffix), the predictions that have no reference, and notes.
+
+    Where no name of one folder occurs in the other, all names of one may have more text around them (`a1_mask`).
 
     Args:
         predictions, references: folders of label images.
@@ -116,18 +117,39 @@ def match_folders(
     """
     wanted = find_predictions(references, "references")
     present = find_predictions(predictions)
+    probabilities = _probabilities(Path(predictions))
+    notes: list[str] = []
+    if not wanted.keys() & present.keys():
+        wanted, present, notes = _without_more(wanted, present, probabilities)
     shown = {} if images is None else _named_images(Path(images), wanted)
     if not wanted.keys() & present.keys():
         raise DataError(
             "no prediction has the name of a reference", code="E350", file=predictions,
-            expected=_some(wanted), found=_some(present), fix=_renaming(present),
+            expected=some(wanted), found=some(present), fix=_renaming(present),
         )  # fmt: skip
-    probabilities = _probabilities(Path(predictions))
     pairs = [
         Pair(case, path, present.get(case), images=shown.get(case, ()), probabilities=probabilities.get(case))
         for case, path in wanted.items()
     ]
-    return pairs, sorted(present.keys() - wanted.keys())
+    return pairs, sorted(present.keys() - wanted.keys()), notes
+
+
+def _without_more(
+    wanted: dict[str, Path], present: dict[str, Path], probabilities: dict[str, Path]
+) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """References and predictions by the names of the side that has the shorter ones; `probabilities` too."""
+    for what, long, short in (("references", wanted, present), ("predictions", present, wanted)):
+        if not (names := shorter_names(long, short)):
+            continue
+        name = next(iter(names))
+        note = f"The {what}' names have more text than the others': {name} was taken as {names[name]}, and so on."
+        renamed = {names[case]: path for case, path in long.items()}
+        if what == "references":
+            return renamed, present, [note]
+        stored = {names[case]: path for case, path in probabilities.items() if case in names}
+        probabilities |= stored
+        return wanted, renamed, [note]
+    return wanted, present, []
 
 
 def pair_cases(
@@ -169,36 +191,9 @@ def pair_cases(
     if not any(pair.prediction for pair in pairs):
         raise DataError(
             "no prediction has the name of a case", code="E350", file=predictions,
-            expected=_some(pair.case for pair in pairs), found=_some(present), fix=_renaming(present),
+            expected=some(pair.case for pair in pairs), found=some(present), fix=_renaming(present),
         )  # fmt: skip
     return pairs, sorted(present.keys() - used)
-
-
-def match_names(images: Mapping[str, Sequence[Path]], present: Mapping[str, Path]) -> dict[str, str | None]:
-    """For each case the name of its file among those that are present: its id, or that of one of its images.
-
-    Args:
-        images: case -> files of its image.
-        present: name -> file.
-
-    Raises:
-        DataError: E352, a file is named as the images of several cases.
-    """
-    owners: dict[str, list[str]] = {}
-    for case, paths in images.items():
-        for name in dict.fromkeys(map(case_id, paths)):
-            owners.setdefault(name, []).append(case)
-    found: dict[str, str | None] = {}
-    for case, paths in images.items():
-        own = (case, safe_stem(case))
-        found[case] = next((name for name in (*own, *map(case_id, paths)) if name in present), None)
-        name = found[case]
-        if name is not None and name not in own and len(owners[name]) > 1:
-            raise DataError(
-                "images of several cases have the name of this file", code="E352", file=present[name],
-                expected=f"the id of one of them: {_some(owners[name])}", found=name, fix="name each file as its case",
-            )  # fmt: skip
-    return found
 
 
 def without_probabilities(pairs: Sequence[Pair], resampled: Sequence[str]) -> tuple[list[Pair], list[str]]:
@@ -264,7 +259,7 @@ def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, tuple[Path, 
     if not any(found.values()):
         raise DataError(
             "no image has the name of a reference", code="E350", field="images", file=folder,
-            expected=_some(wanted), found=_some(files), fix="name each image as its reference, or leave --images out",
+            expected=some(wanted), found=some(files), fix="name each image as its reference, or leave --images out",
         )  # fmt: skip
     return {case: (path,) for case, path in found.items() if path is not None}
 
@@ -290,8 +285,3 @@ def _probabilities(folder: Path) -> dict[str, Path]:
 def _renaming(present: Mapping[str, Path]) -> str:
     dicom = any(path.is_dir() for path in present.values())  # its ids are hashes, whatever the files are called
     return SEG_FIX if dicom else "name each prediction as its reference"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" ... {len(names)} in all" if len(names) > 5 else "")

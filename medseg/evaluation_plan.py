@@ -84,7 +84,7 @@ def make_plan(
     named = None if Path(reference).exists() else _dataset(str(reference), data)
     encoding = None
     if named is None:
-        pairs, extra = match_folders(predictions, reference, images)
+        pairs, extra, names_told = match_folders(predictions, reference, images)
         names = parse_labels(labels) if labels is not None else {} if spec is None else _names(spec)
         given: dict[str, Any] = {} if spec is None else {"ignore": spec.ignore, "affine": spec.affine}
         reading = Reading(names, **(given if ignore is None else {**given, "ignore": ignore}))
@@ -93,7 +93,7 @@ def make_plan(
         encoding = _encoding(spec)
     else:
         _refuse({"ignore": ignore})
-        pairs, extra = pair_cases(_cases_of(named, data, part), predictions)
+        (pairs, extra), names_told = pair_cases(_cases_of(named, data, part), predictions), []
         reading = Reading(
             parse_labels(labels) if labels is not None else _names(named),
             ignore=named.ignore,
@@ -103,6 +103,7 @@ def make_plan(
         title, dataset, spec = f"{named.title}: scores of {predictions.resolve().name}", named.name, named
     chosen, protocol = _scoring(metrics, protocol, pipeline, spec)
     threshold, notes = _threshold(run, protocol)
+    notes += names_told
     if named is not None and part == "training":
         notes.append("These are training cases: scores of a model that was trained on them are no test of it.")
     return Plan(

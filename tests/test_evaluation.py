@@ -71,6 +71,44 @@ def mean_of(result, metric, label="liver"):
     return next(s for s in result.summary["scores"] if s["metric"] == metric and s["label"] == label)
 
 
+@pytest.mark.parametrize(
+    ("reference", "prediction", "longer"),
+    [
+        ("case_{}_cp_masks", "case_{}", "references"),  # Cellpose
+        ("Case-{}L_1stHO", "Case-{}L", "references"),
+        ("case_{}", "case_{}_0000", "predictions"),  # of nnU-Net's images, which have their channel's number
+        ("seg-case_{}", "case_{}", "references"),
+    ],
+)
+def test_names_that_differ_by_a_text_around_all_of_one_side_are_paired(tmp_path, reference, prediction, longer):
+    for number in (1, 3, 10):
+        save(tmp_path / "ref" / f"{reference.format(number)}.nii.gz", cube())
+        if number > 1:  # the one that is missing is the first, and case_1 is no case_10
+            save(tmp_path / "pred" / f"{prediction.format(number)}.nii.gz", cube())
+            save(tmp_path / "img" / f"{prediction.format(number)}.nii.gz", cube())
+    result = evaluate(tmp_path / "pred", tmp_path / "ref", images=tmp_path / "img", workers=1, output=tmp_path / "out")
+    short = prediction if longer == "references" else reference
+    dice = {row.case: row.value for row in result.rows if row.metric == "Dice"}
+    assert dice == {short.format(1): 0.0, short.format(3): 1.0, short.format(10): 1.0}
+    assert any(note.startswith(f"The {longer}' names have more text") for note in result.summary["notes"])
+
+
+@pytest.mark.parametrize(
+    ("references", "predictions"),
+    [
+        (["case_10", "case_20"], ["case_1", "case_2"]),  # no sign between the name and what follows
+        (["a_mask", "b_label"], ["a", "b"]),  # not one text around all
+        (["a_x", "b_x"], ["c", "d"]),
+    ],
+)
+def test_names_that_only_begin_alike_are_not_paired(tmp_path, references, predictions):
+    for folder, names in (("ref", references), ("pred", predictions)):
+        for name in names:
+            save(tmp_path / folder / f"{name}.nii.gz", cube())
+    with pytest.raises(DataError, match="no prediction has the name of a reference"):
+        evaluate(tmp_path / "pred", tmp_path / "ref", workers=1, output=tmp_path / "out")
+
+
 def test_values_and_counts(folders):
     result = evaluate(folders / "pred", folders / "ref", labels="1=liver", workers=1, output=folders / "out")
     dice = {row.case: row.value for row in result.rows if row.metric == "Dice"}
@@ -890,7 +928,7 @@ def test_label_texts():
 def test_large_volumes_are_scored_in_as_many_processes_as_memory_allows(folders, monkeypatch):
     (folders / "ref" / "case_9.nii.gz").write_bytes(b"no image")  # told by who reads it
     save(folders / "ref" / "case_8.nii.gz", cube(shape=(20, 18, 40)))
-    pairs, _ = match_folders(folders / "pred", folders / "ref")
+    pairs, *_ = match_folders(folders / "pred", folders / "ref")
     assert largest_reference(pairs) == 20 * 18 * 40
     voxels, cores = 512 * 512 * 1000, len(os.sched_getaffinity(0))
     asked = []
