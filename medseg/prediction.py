@@ -15,7 +15,7 @@ import numpy as np
 from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError, UsageError
 from medseg.errors_arguments import checked
-from medseg.inference.channels import join_channels, name_case
+from medseg.inference.channels import join_channels, leave_labels, name_case
 from medseg.inference.inputs import find_inputs
 from medseg.inference.memory import parse_bytes
 from medseg.inference.outputs import Job, is_complete, plan_outputs, protect
@@ -138,6 +138,7 @@ def predict(
     ram, vram = _bytes(max_ram, "max_ram"), _bytes(max_vram, "max_vram")
     if not hasattr(model, "pipeline"):
         model = load_model(model, device=chosen)
+    found, told = leave_labels(found, [inputs] if isinstance(inputs, str | Path) else list(inputs), model.dataset)
     jobs = plan_outputs(found, output, format, partial(name_case, spec=model.dataset))
     jobs = take_shard(join_channels(jobs, model.dataset), *share)
     used = tuple(map(str, (getattr(model, "metadata", None) or {}).get("sources", ())))
@@ -148,7 +149,7 @@ def predict(
         results, certificate, lines = _survey(work, jobs, plan=plan, certify=certify)
         results += missing
         if plan:
-            return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines), used)
+            return PredictionSummary(tuple(results), _exit_code(results), certificate, (*told, *lines), used)
     else:
         certificate, lines = None, []
     protect(output, jobs, alone=share[1] == 1)
@@ -168,7 +169,7 @@ def predict(
     for result in missing:
         results.append(result)
         report(result)
-    return PredictionSummary(tuple(results), _exit_code(results), certificate, tuple(lines), used)
+    return PredictionSummary(tuple(results), _exit_code(results), certificate, (*told, *lines), used)
 
 
 def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tuple[list[CaseResult], Any, list[str]]:

@@ -149,6 +149,20 @@ def test_cases_whose_folder_bears_their_id_are_called_by_it(tmp_path, monkeypatc
     assert sorted(path.name for path in (tmp_path / "out2").glob("*.gz")) == ["other.nii.gz", "p2.nii.gz"]
 
 
+def test_labels_beside_their_images_are_no_images(tmp_path):
+    model = make_model()  # {id}.nii.gz, {id}_label.nii.gz
+    (tmp_path / "in").mkdir()
+    for name in ("p1", "p1_label", "p2", "lone_label"):
+        make_volume(tmp_path / f"in/{name}.nii.gz")
+    result = predict(model, tmp_path / "in", tmp_path / "out", progress=False)
+    assert [case.case for case in result.cases] == ["lone_label", "p1", "p2"]
+    assert "note: 1 file named like a label of an input, as in made: left out" in result.text()
+    named = sorted((tmp_path / "in").iterdir())  # what a shell makes of in/*: a file that is named is always taken
+    result = predict(model, named, tmp_path / "out2", progress=False)
+    assert [case.case for case in result.cases] == ["lone_label", "p1", "p1_label", "p2"]
+    assert "1 input named like a label of another input, as in made: computed like any image" in result.text()
+
+
 def test_frames_of_several_videos_are_called_by_video_and_frame_where_they_lie_as_in_the_set(tmp_path):
     model = make_model(2, colour="grey")
     files = [{"training": {"image": "set/{video}/t{frame}.tif", "label": "set/{video}_ST/man{frame}.tif"}}]

@@ -10,10 +10,10 @@ from typing import Any
 
 from medseg import files, volumes
 from medseg.data_pattern import PLACEHOLDER, compile_pattern, id_of
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, counted
 from medseg.inference.outputs import Job, make_job, take_name
 
-__all__ = ["join_channels", "name_case"]
+__all__ = ["join_channels", "leave_labels", "name_case"]
 
 
 def name_case(source: Path, spec: Any) -> str | None:
@@ -67,6 +67,55 @@ def join_channels(jobs: Sequence[Job], spec: Any) -> list[Job]:
     taken: dict[str, Path] = {}
     for job in result:
         take_name(taken, job)
+    return result
+
+
+def leave_labels(found: Sequence[Path], named: Sequence[str | Path], spec: Any) -> tuple[list[Path], list[str]]:
+    """The inputs without the labels and masks beside their images, named as in the model's data set; and notes.
+
+    Where that has `{id}.tif` and `{id}_mask.tif`, `a_mask.tif` beside `a.tif` is none. What was `named` by its own path
+    stays, and a note says so.
+    """
+    by_name = {Path(os.path.abspath(path)).as_posix(): path for path in found}
+    labels: dict[Path, None] = {}
+    for image, others in _beside(spec):
+        for other in others:
+            for text, path in by_name.items():
+                folder, _, name = text.rpartition("/")
+                match = compile_pattern(other).fullmatch(name)
+                own = f"{folder}/{_filled(image, match.groupdict())}" if match else text
+                if own != text and own in by_name:
+                    labels[path] = None
+    kept = labels.keys() & {Path(name) for name in named}
+    notes = []
+    if kept:
+        count = counted(len(kept), "input")
+        notes.append(f"note: {count} named like a label of another input, as in {spec.name}: computed like any image")
+    if left := labels.keys() - kept:
+        notes.append(f"note: {counted(len(left), 'file')} named like a label of an input, as in {spec.name}: left out")
+    return [path for path in found if path not in labels or path in kept], notes
+
+
+def _filled(pattern: str, values: dict[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda place: values[place[1]], pattern)
+
+
+def _beside(spec: Any) -> list[tuple[str, list[str]]]:
+    """Last names in the patterns of images, and of those labels and masks that have more text and lie beside them."""
+    result = []
+    for part in (part for layout in spec.files for part in (layout.training, layout.validation, layout.test)):
+        if part is None or len(part.image) > 1:
+            continue
+        folder, _, image = part.image[0].rpartition("/")
+        others = [text.rpartition("/") for text in (part.label, part.instances, part.fov) if text and "*" not in text]
+        fixed = len(PLACEHOLDER.sub("", image))
+        names = [
+            name
+            for place, _, name in others
+            if place == folder and len(PLACEHOLDER.sub("", name)) > fixed
+            and set(PLACEHOLDER.findall(name)) == set(PLACEHOLDER.findall(image)) != set()
+        ]  # fmt: skip
+        result.append((image, names))
     return result
 
 
