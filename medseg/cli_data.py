@@ -139,7 +139,7 @@ def data_add(
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="An MSD or nnU-Net folder with dataset.json.")] = None,
     csv: Annotated[
-        Path | None, typer.Option(help="A table with columns image, label and perhaps id, group, split.")
+        Path | None, typer.Option(help="A table with columns image, label and perhaps id, patient, split.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case's id.")] = None,
     names: Annotated[str | None, typer.Option(help="Names of the values in the files: 1=liver,2=tumour.")] = None,

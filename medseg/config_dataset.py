@@ -55,7 +55,7 @@ class Layout(Strict):
     test: PartFiles | None = None
     msd: Pattern | None = None  # a folder with a Medical Segmentation Decathlon dataset.json
     nnunet: Pattern | None = None  # a folder with an nnU-Net (version 2) dataset.json
-    csv: Pattern | None = None  # a table: image, label, perhaps id, instances, fov, group, split
+    csv: Pattern | None = None  # a table: image, label, perhaps id, instances, fov, group (or patient), split
 
     @model_validator(mode="after")
     def _check_one(self) -> Layout:

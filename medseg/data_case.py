@@ -9,9 +9,11 @@ from medseg.config import DatasetSpec
 from medseg.errors import ConfigError, MedsegError
 from medseg.files import inside
 
-__all__ = ["PARTS", "Case", "Problems", "stay_inside"]
+__all__ = ["PARTS", "PART_NAMES", "Case", "Problems", "stay_inside"]
 
 PARTS = ("training", "validation", "test")
+# how they are called in tables and folders made elsewhere
+PART_NAMES = {"train": "training", "val": "validation", "valid": "validation", **{part: part for part in PARTS}}
 Problems = list[MedsegError]
 
 

@@ -121,6 +121,7 @@ def by_nnunet(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case]
                 file=folder / "dataset.json",
                 expected=listed,
                 found=count,
+                fix=f"write {listed} into dataset.json, or add the images that are missing",
             )
         )
     return cases, problems + more

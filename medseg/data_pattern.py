@@ -12,8 +12,9 @@ from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout, PartFiles
 from medseg.data_case import PARTS, Case, Problems, stay_inside
 from medseg.errors import ConfigError, DataError, FormatError, MedsegError
+from medseg.files import written_suffix
 from medseg.volumes import case_id, natural_key
-from medseg.volumes_inputs import closed_folders
+from medseg.volumes_inputs import SUFFIXES, closed_folders
 
 __all__ = ["PLACEHOLDER", "by_pattern", "compile_pattern", "id_of", "match_images", "match_pattern"]
 
@@ -112,14 +113,29 @@ def _orphans(files: PartFiles, found: list[dict[str, str]], root: Path) -> Itera
     pattern = files.label or files.instances
     if pattern is None or "*" in pattern:
         return
+    ids = {id_of(values, None) for values in found}
     known = {tuple(values.items()) for values in found}  # a DICOM folder's id is none of its own
     for values, path in match_pattern(pattern, root):
         text = path.relative_to(root).as_posix()
         own = tuple((key, values[key]) for key in found[0])
         if own not in known and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
             name, fix = id_of(values, None), "add the image, or remove the label"
-            expected = _fill(files.image[0], values)
-            yield DataError("a label has no image", code="E351", case=name, file=path, expected=expected, fix=fix)
+            expected, other = _fill(files.image[0], values), _other_kind(root / _fill(files.image[0], values))
+            if any(name.startswith(start) and not name[len(start)].isalnum() for start in ids):
+                fix = "an image has one label: move those of other observers elsewhere, or add the image"
+            if other is not None:
+                fix = "the images of a set have one suffix: convert this one, or add a table with --csv"
+            yield DataError(
+                "a label has no image", code="E351", case=name, file=path, expected=expected,
+                found=other and other.relative_to(root), fix=fix,
+            )  # fmt: skip
+
+
+def _other_kind(image: Path) -> Path | None:
+    """An image under the same name with another suffix."""
+    stem = image.name[: len(image.name) - len(written_suffix(image))]
+    found = image.parent.glob(f"{glob.escape(stem)}.*") if image.parent.is_dir() else ()
+    return next((path for path in sorted(found) if written_suffix(path).lower() in SUFFIXES), None)
 
 
 def match_images(files: PartFiles, root: Path) -> list[tuple[dict[str, str], Path]]:

@@ -1,19 +1,24 @@
-"""Cases from a table (CSV) with the columns image and label, perhaps id, instances, fov, group, split."""
+"""Cases from a table (CSV) with the columns image and label, perhaps id, instances, fov, group (or patient), split."""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medseg.component import nearest
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout
-from medseg.data_case import PARTS, Case, Problems, stay_inside
+from medseg.data_case import PART_NAMES, PARTS, Case, Problems, stay_inside
 from medseg.errors import ConfigError, DataError, counted
 from medseg.volumes import case_id
 
-__all__ = ["by_csv", "read_table"]
+__all__ = ["by_csv", "read_table", "unread_columns"]
 
+_COLUMNS = ("id", "image", "label", "instances", "fov", "group", "patient", "split")
+_OTHERS = {"image": ("filename", "file", "img", "scan"), "label": ("mask", "segmentation", "annotation", "target")}
 _MORE = "\n"  # under which the cells beyond the header are found: no column can be called so
 
 
@@ -28,25 +33,24 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     if missing := [
         name for name in (*images, "label") if name not in columns and not (name == "label" and "instances" in columns)
     ]:
-        found = ", ".join(columns)
-        return [], [
-            ConfigError("a column is missing", code="E119", field=name, file=path, found=found) for name in missing
-        ]
-    parts = Counter(row.get("split") or "training" for row in rows)
+        return [], [_missing_column(name, columns, path) for name in missing]
+    parts = Counter(map(_part, rows))
     if odd := [f"{part} ({counted(count, 'row')})" for part, count in parts.items() if part not in PARTS]:
         message, expected = "parts that are none", ", ".join(PARTS)
-        found = ", ".join(odd[:5])
-        problems.append(ConfigError(message, code="E119", field="split", file=path, expected=expected, found=found))
+        found, fix = ", ".join(odd[:5]), "write one of these into the column split (empty is training)"
+        problems.append(
+            ConfigError(message, code="E119", field="split", file=path, expected=expected, found=found, fix=fix)
+        )
     cases = []
     for line, row in zip(lines, rows, strict=True):
         where = f"line {line}"
-        part = row.get("split") or "training"
+        part = _part(row)
         if part not in PARTS:
             continue
         if not all(row.get(name) for name in images):
-            expected = "an image in each row"
+            expected, fix = "an image in each row", "name the image, or remove the row"
             problems.append(
-                ConfigError("a row is not complete", code="E119", field=where, file=path, expected=expected)
+                ConfigError("a row is not complete", code="E119", field=where, file=path, expected=expected, fix=fix)
             )
             continue
         name = row.get("id") or case_id(Path(row[images[0]]).name)
@@ -55,14 +59,14 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
             text = row.get(key)
             if not text:
                 if key == "label" and part != "test" and not row.get("instances"):
-                    problems.append(
-                        DataError("the label of an image is missing", code="E350", case=name, field=where, file=path)
-                    )
+                    message, fix = "the label of an image is missing", "name the label, or remove the row"
+                    problems.append(DataError(message, code="E350", case=name, field=where, file=path, fix=fix))
                 continue
             paths[key] = stay_inside(path.parent / text, root, spec, problems, name)
             if paths[key] is not None and not paths[key].exists():
+                message, fix = f"the {key} of a case is missing", _way_to(text, path, root)
                 problems.append(
-                    DataError(f"the {key} of a case is missing", code="E350", case=name, field=where, file=paths[key])
+                    DataError(message, code="E350", case=name, field=where, file=paths[key], found=text, fix=fix)
                 )
         cases.append(
             Case(
@@ -71,11 +75,42 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
                 label=paths.get("label"),
                 instances=(paths["instances"],) if paths.get("instances") else (),
                 fov=paths.get("fov"),
-                group=row.get("group") or "",
+                group=row.get("group" if "group" in columns else "patient") or "",
                 split=part,
             )
         )
     return cases, problems
+
+
+def unread_columns(columns: Sequence[str]) -> list[str]:
+    """The columns of a table of cases that say nothing to medseg."""
+    known = {*_COLUMNS} - ({"patient"} if "group" in columns else set())
+    return [name for name in columns if name and name not in known and not re.fullmatch("image_[0-9]+", name)]
+
+
+def _part(row: Mapping[str, str]) -> str:
+    text = row.get("split") or "training"
+    return PART_NAMES.get(text.lower(), text)
+
+
+def _missing_column(name: str, columns: Sequence[str], path: Path) -> ConfigError:
+    """E119, with the column that was probably meant."""
+    left = {column.lower(): column for column in unread_columns(columns)}
+    likely = [column for word in (name, *_OTHERS.get(name, ())) for column in left if word in column]
+    near = left[likely[0]] if likely else left.get(nearest(name, left) or "")
+    fix = f"rename the column `{near}` to `{name}`, if that is meant" if near else f"add a column `{name}`"
+    found = ", ".join(columns)
+    return ConfigError("a column is missing", code="E119", field=name, file=path, found=found, fix=fix)
+
+
+def _way_to(text: str, table: Path, root: Path) -> str:
+    """How a path that is not there should have been written."""
+    if "\\" in text:
+        return "write / instead of \\ in the table's paths"
+    for folder, what in ((root, "the data root"), (Path(), "the working folder")):
+        if (folder / text).exists():
+            return f"paths are relative to the table's own folder, not to {what}"
+    return f"correct the path, which is relative to the table's own folder {table.parent}, or remove the row"
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:

@@ -15,13 +15,14 @@ from medseg.config_yaml import write_yaml
 from medseg.data_case import Case
 from medseg.data_layout import list_cases
 from medseg.data_pattern import match_images, match_pattern
-from medseg.data_table import read_table
-from medseg.entry_files import below, expand, without_labels
+from medseg.data_table import read_table, unread_columns
+from medseg.entry_files import below, expand, no_outlines, without_labels
 from medseg.entry_folder import from_folder
-from medseg.entry_labels import are_numbered, look_at_labels
+from medseg.entry_labels import are_numbered, look_at_labels, unread_labels
 from medseg.entry_looking import look_at_images
 from medseg.entry_pairing import instance_pattern, pair_patterns
-from medseg.errors import ConfigError, DataError, UsageError, collect, counted
+from medseg.entry_parts import parts_of, tell_parts
+from medseg.errors import ConfigError, DataError, MedsegError, UsageError, collect, counted
 from medseg.files import write_text
 from medseg.volumes import natural_key
 
@@ -65,7 +66,8 @@ def add_dataset(
         instances: instead of `labels`: one mask for each image, with a number for each object; or masks in a folder for
             each image, one file for each object.
         folder: instead of patterns: a folder with a Medical Segmentation Decathlon or nnU-Net dataset.json.
-        csv: instead of patterns: a table with the columns image and label, perhaps id, instances, fov, group, split.
+        csv: instead of patterns: a table with the columns image and label, perhaps id, instances, fov, group (or
+            patient), split.
         group: regular expression that finds the patient in a case's id.
         names: names of the labels, `{1: "liver"}` or `"1=liver,2=tumour"`, by the values that the files hold (of
             colours: by their indices); 1 is the one structure of masks too.
@@ -129,6 +131,7 @@ def describe_files(
     elif folder is not None:
         layout, told = from_folder(root, below(root, folder, links=links))
     else:
+        no_outlines([str(csv)], "--csv")
         layout = Layout(csv=below(root, csv or "", links=links))
         columns, *_ = read_table(root / str(layout.csv))
         count = sum(re.fullmatch("image_[0-9]+", column) is not None for column in columns)
@@ -156,7 +159,10 @@ def describe_files(
         raise UsageError(
             "no labelled case found", code="E103", file=root, expected="at least 1", found=counted(len(cases), "image")
         )
-    seen = look_at_images(cases, told.get("channels", ()), nan=nan, affine=affine)
+    try:
+        seen = look_at_images(cases, told.get("channels", ()), nan=nan, affine=affine)
+    except MedsegError as error:
+        raise collect([error, *unread_labels(labelled, affine)]) from None
     listed = told.get("labels", ())
     values = {*listed, told.get("ignore")} - {None} if listed else set()
     named = "labels" in told or names is not None
@@ -165,8 +171,8 @@ def describe_files(
         message, fix = "segments of 3D Slicer have names of their own", "leave --names out, or rename them in 3D Slicer"
         raise UsageError(message, field="--names", expected=", ".join(known.labels.values()), found=names, fix=fix)
     if known.instances and layout.training is not None and layout.training.label is not None:
-        files = layout.training.model_dump(exclude_none=True)
-        facts["files"] = [{"training": {"image": files["image"], "instances": files["label"]}}]
+        parts = layout.model_dump(exclude_none=True)
+        facts["files"] = [{part: {"image": p["image"], "instances": p["label"]} for part, p in parts.items()}]
     elif known.instances and labelled[0].label is not None:  # an entry with these would be refused by everything
         fix = "name the column instances" if csv is not None else "describe them with --images and --instances"
         message = "labels that hold the numbers of single objects"
@@ -184,8 +190,15 @@ def describe_files(
     facts = {key: value for key, value in facts.items() if value is not None}
     spec = DatasetSpec.from_dict(facts, source=source)
     groups = {case.group for case in labelled}
-    notes += [*seen.notes, *known.notes, f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}"]
-    if group is not None or "group" in columns:
+    notes += [
+        *seen.notes,
+        *tell_parts(cases),
+        *known.notes,
+        f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}",
+    ]
+    if unread := unread_columns(columns):
+        notes.append(f"columns that are not read: {', '.join(unread)} (a patient's is called group or patient)")
+    if group is not None or {"group", "patient"} & set(columns):
         number, parts = counted(len(labelled), "case"), counted(len(groups), "group")
         notes.append(f"{number} in {parts}: a group stays together in every split")
     else:
@@ -227,7 +240,8 @@ def _from_patterns(
         fix = "name the files alike, or give a table with --csv"
         message = "images that no pattern finds together with the others"
         raise UsageError(message, code="E120", field="--images", expected=image, found=", ".join(lost[:5]), fix=fix)
-    return layout, notes
+    parts, more = parts_of(files, image_files)
+    return Layout.model_validate(parts) if parts else layout, notes + more
 
 
 def _pair_masks(root: Path, images: list[str], masks: list[str], affine: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.data_case import Case
-from medseg.errors import DataError, MedsegError
+from medseg.errors import DataError, MedsegError, collect
 from medseg.volumes import Geometry, find_format, read_geometry, read_image
 
 __all__ = ["look_at_bands", "read_header"]
@@ -66,16 +66,21 @@ def _are_channels(picture: Path, nan: str | float) -> bool:
 
 
 def _colour(pictures: Sequence[Path], bands: Counter[int], notes: list[str], nan: str | float) -> str:
-    try:
-        for picture in pictures:
-            read_image(picture, dims=2, colour="grey", nan=nan)
-    except DataError as error:
-        if error.code != "E314":
-            raise
+    problems: list[MedsegError] = []
+    coloured = False
+    for picture in pictures:
+        try:
+            read_image(picture, dims=2, colour="luma" if coloured else "grey", nan=nan)
+        except MedsegError as error:
+            coloured = coloured or error.code == "E314"
+            problems += [] if error.code == "E314" else error.problems
+    if problems:
+        raise collect(problems)
+    if coloured:
         if {1, 2} & set(bands) and len(bands) > 1:
             found = ", ".join(f"{count} with {n} channels" for n, count in bands.most_common())
             fix = "convert them to one kind, or give a pattern for each kind and make two data sets"
-            raise DataError("grey and coloured pictures in one set", code="E314", found=found, fix=fix) from None
+            raise DataError("grey and coloured pictures in one set", code="E314", found=found, fix=fix)
         return "rgb"  # of palettes too, which are one band of indices
     if set(bands) <= {1, 2}:
         return "grey"

@@ -9,21 +9,27 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg.errors import UsageError
+from medseg.errors import FormatError, UsageError
 from medseg.files import full_suffix, written_suffix
 from medseg.volumes import natural_key
 from medseg.volumes_inputs import SUFFIXES, closed_folders
 
-__all__ = ["below", "expand", "without_labels"]
+__all__ = ["below", "expand", "no_outlines", "without_labels"]
 
 _SHOWN = 5
+_OUTLINES = {".json": "JSON (COCO, LabelMe)", ".geojson": "GeoJSON (QuPath)", ".xml": "XML (CVAT, Aperio)",
+             ".txt": "text (YOLO)", ".roi": "ImageJ's ROIs", ".zip": "an archive (ImageJ's ROIs)"}  # fmt: skip
+OUTLINES_FIX = (
+    "draw them into one label image for each image with the program that made them (CVAT: export `Segmentation mask`; "
+    "LabelMe: labelme2voc.py; COCO: pycocotools, annToMask), then --images and --labels"
+)
 
 
 def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]:
     """Files of a pattern as paths below the root, and notes; the pattern is below the root, or a path into it.
 
     Raises:
-        UsageError: E103, nothing matches; E104, files lie outside the root.
+        UsageError: E103, nothing matches; E104, files lie outside the root. FormatError: E301, outlines, no images.
     """
     text = _glob_text(pattern, root)
     place = root
@@ -44,7 +50,25 @@ def expand(root: Path, pattern: str, option: str) -> tuple[list[str], list[str]]
     found = sorted((Path(path).as_posix() for path in found), key=natural_key)
     if all((root / path).is_dir() for path in found):
         _no_folder(root, found[0], option)
+    no_outlines(found, option)
     return found, _left_out(text, place, option)
+
+
+def no_outlines(paths: Sequence[str], option: str) -> None:
+    """Refuse files of outlines, where there is nothing else.
+
+    Raises:
+        FormatError: E301, with how to make label images of them.
+    """
+    kinds = Counter(suffix for path in paths if (suffix := Path(path).suffix.lower()) in _OUTLINES)
+    if kinds.total() < len(paths):
+        return
+    suffix, count = kinds.most_common(1)[0]
+    first = next(path for path in paths if path.lower().endswith(suffix))
+    message, found = f"annotations in {_OUTLINES[suffix]} are not read", f"{count} of {suffix}"
+    raise FormatError(
+        message, code="E301", field=option, file=first, expected="label images", found=found, fix=OUTLINES_FIX
+    )
 
 
 def _no_folder(root: Path, folder: str, option: str) -> None:

@@ -19,6 +19,16 @@ def from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
     Raises:
         ConfigError: dataset.json is not there, cannot be read, or tells no channels or labels.
     """
+    if not (root / place / "dataset.json").exists():
+        message, expected = "the folder has no dataset.json", "an MSD or nnU-Net folder, which describes itself"
+        fix = (
+            "describe it with --images and --labels, or --csv; annotations in JSON (COCO, LabelMe) are not read: draw "
+        )
+        fix += "them into one label image for each image"
+        raise ConfigError(
+            message, code="E119", field="--folder", file=root / place, expected=expected, found=_content(root / place),
+            fix=fix,
+        )  # fmt: skip
     table, problems = read_dataset_json(root / place / "dataset.json", ("labels",))
     if problems:
         raise collect(problems)
@@ -35,6 +45,11 @@ def from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
         images = [f"{place}/imagesTr/{{id}}_{i:04d}{ending}" for i in range(len(told["channels"]))]
         return Layout.model_validate({"training": {"image": images, "label": f"{place}/labelsTr/{{id}}{ending}"}}), told
     return Layout(msd=place), told
+
+
+def _content(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["a file"]
+    return ", ".join(names[:5]) + (f" ... {len(names)} in all" if len(names) > 5 else "") or "nothing"
 
 
 def _labels(table: Any, file: Path) -> dict[str, Any]:

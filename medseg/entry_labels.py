@@ -16,7 +16,7 @@ from medseg.volumes import read_geometry, read_image, read_label
 from medseg.volumes_labels import WHITE
 from medseg.volumes_slicer import fold_name
 
-__all__ = ["LabelFacts", "are_numbered", "look_at_labels", "may_be_objects", "spread"]
+__all__ = ["LabelFacts", "are_numbered", "look_at_labels", "may_be_objects", "spread", "unread_labels"]
 
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
@@ -121,6 +121,19 @@ def look_at_labels(
     if len(chosen) < len(cases):
         facts.notes.append(f"label values are those of {len(chosen)} of {len(cases)} cases; `data check` reads all")
     return facts
+
+
+def unread_labels(cases: Sequence[Case], affine: str) -> list[MedsegError]:
+    """Problems of label files whose headers cannot be read, to be told together with those of images."""
+    problems: list[MedsegError] = []
+    for case in cases:
+        for path in (case.label, *case.instances):
+            try:
+                if path is not None:
+                    read_geometry(path, affine=affine)
+            except MedsegError as error:
+                problems += error.problems
+    return problems
 
 
 def may_be_objects(values: int, counts: Collection[int]) -> bool:

@@ -87,13 +87,20 @@ def _describe(seen: list, some: list[Case], facts: ImageFacts, *, nan: str | flo
         spacing = np.array([geometry.spacing for _, geometry, _, _ in seen])
         notes.append(f"voxels of {_range(spacing.min(axis=0).round(3), spacing.max(axis=0).round(3))} mm")
     levels, told = [], Counter[str]()
+    problems: list[MedsegError] = []
     for case in some:
         channels = facts.channels if len(case.images) == 1 else 1
-        image = read_image(
-            case.images[0], dims=facts.dims, channels=channels, colour=facts.colour, nan=nan, affine=affine
-        )
+        try:
+            image = read_image(
+                case.images[0], dims=facts.dims, channels=channels, colour=facts.colour, nan=nan, affine=affine
+            )
+        except MedsegError as error:
+            problems += error.problems
+            continue
         levels.append(np.percentile(image.array, (1, 99)))
         told.update(image.notes)
+    if problems:
+        raise collect(problems)
     notes += [f"{note} ({count} of {counted(len(some), 'image')} read whole)" for note, count in told.items()]
     notes.append("intensities: 1 % below {:g}, 1 % above {:g} (medians)".format(*np.median(levels, axis=0)))
     return notes

@@ -194,13 +194,26 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
     )
     if several:
         message = "several labels for an image"
-        fix = "objects: masks in a folder for each image, and --instances; classes: merge them into one label"
+        fix = f"observers: one of them in the pattern, such as {_one_of_several(images, labels)}; objects: masks in a "
+        fix += "folder for each image, and --instances; classes: merge them into one label"
     else:
         message = "images and labels cannot be paired by their names"
         fix = "name each label like its image (a_1.png and a_1_mask.png), or give a table with --csv"
     shown = [", ".join(side.paths[:_SHOWN]) + (" ..." if len(side.paths) > _SHOWN else "") for side in (images, labels)]
     found = f"{counted(len(images.paths), 'image')}: {shown[0]}; {counted(len(labels.paths), 'label')}: {shown[1]}"
     return UsageError(message, code="E120", found=found, fix=fix)
+
+
+def _one_of_several(images: _Side, labels: _Side) -> str:
+    """A pattern that finds one label for each image, if there is one: that of the commonest end of a label's name."""
+    ends = Counter(
+        (os.path.dirname(path), name[name.index(stem) + len(stem) :])
+        for stem in images.names
+        for path, name in zip(labels.paths, labels.names, strict=True)
+        if stem in name and not name[name.index(stem) + len(stem) :][:1].isalnum()
+    )
+    folder, end = next((key for key, _ in ends.most_common() if key[1]), ("", "_1"))
+    return f"'{f'{folder}/' if folder else ''}*{end}{labels.suffix}'"
 
 
 def _suffix(what: str, paths: Sequence[str]) -> str:

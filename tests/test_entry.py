@@ -433,10 +433,10 @@ def test_what_is_told_of_a_table(tmp_path):
     table.write_text("\n".join(["image,label,group", "", *rows[:3], "img/p3_x.png,gone.png,g"]))
     (problem,) = refused(lambda: add_dataset("other", tmp_path, csv=table), 3)
     assert problem.field == "line 6"  # of the file: a header, a blank line, three rows, and this one
-    parts = ["train", "train", "train", "val"]
+    parts = ["first", "first", "first", "held-out"]
     table.write_text("\n".join(["image,label,group,split", *map(",".join, zip(rows, parts, strict=True))]))
     (problem,) = refused(lambda: add_dataset("other", tmp_path, csv=table), 2)
-    assert (problem.field, problem.found) == ("split", "train (3 rows), val (1 row)")
+    assert (problem.field, problem.found) == ("split", "first (3 rows), held-out (1 row)")
     assert problem.expected == "training, validation, test"
 
 

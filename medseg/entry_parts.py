@@ -1,0 +1,60 @@
+"""Folders that are called as the parts of a data set (train, val, test): its own split, which `data add` keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from medseg.data_case import PART_NAMES, PARTS, Case
+from medseg.data_pattern import PLACEHOLDER, compile_pattern
+
+__all__ = ["parts_of", "tell_parts"]
+
+
+def parts_of(files: Mapping[str, str], images: Sequence[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Patterns for each part instead of one for all, where a placeholder stands for nothing but names of parts.
+
+    Args:
+        files: patterns of image and label (or instances), with the same placeholders.
+        images: all images, as paths below the data root.
+
+    Returns:
+        Part -> patterns; {} where there are no such folders. And notes for the user.
+
+    >>> files = {"image": "img/{folder}/{name}.png", "label": "msk/{folder}/{name}.png"}
+    >>> parts_of(files, ["img/train/a.png", "img/val/b.png"])[0]["validation"]
+    {'image': 'img/val/{id}.png', 'label': 'msk/val/{id}.png'}
+    """
+    matches = [match.groupdict() for path in images if (match := compile_pattern(files["image"]).fullmatch(path))]
+    names = list(dict.fromkeys(PLACEHOLDER.findall(files["image"])))
+    for name in names[:-1]:  # the last one is the file's own name
+        folders = sorted({values[name] for values in matches})
+        parts = {PART_NAMES.get(folder.lower(), ""): folder for folder in folders}
+        if "training" not in parts or "" in parts or len(parts) < max(2, len(folders)):
+            continue
+        twice = Counter(tuple(text for key, text in values.items() if key != name) for values in matches)
+        if (same := twice.most_common(1)[0])[1] > 1:
+            why = f"because {'_'.join(same[0])} is in several"
+            fix = "rename the files, or give a table with the columns id and split"
+            return {}, [f"folders {', '.join(folders)} are NOT taken as parts, {why}: {fix}"]
+        left = {f"{{{names[-1]}}}": "{id}"} if len(names) == 2 else {}
+        found = {
+            part: {key: _replaced(pattern, {f"{{{name}}}": parts[part], **left}) for key, pattern in files.items()}
+            for part in PARTS
+            if part in parts
+        }
+        return found, [f"folders {', '.join(folders)} are taken as the parts of the set"]
+    return {}, []
+
+
+def tell_parts(cases: Iterable[Case]) -> list[str]:
+    """A note on how many cases each part has, where there is more than training."""
+    counts = Counter(case.split for case in cases)
+    told = ", ".join(f"{counts[part]} {part}" for part in PARTS if counts[part])
+    return [f"parts: {told}"] if counts.keys() - {"training"} else []
+
+
+def _replaced(text: str, table: Mapping[str, str]) -> str:
+    for old, new in table.items():
+        text = text.replace(old, new)
+    return text

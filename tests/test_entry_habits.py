@@ -1,0 +1,218 @@
+"""Folders and tables as other programs and people leave them: `data add` reads them, or says what they lack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_entry import blob, fill, noise, refused, save
+
+from medseg.checking import check_cases
+from medseg.config import load_dataset
+from medseg.data_layout import list_cases
+from medseg.entry import add_dataset
+
+
+def table(root: Path, head: str, *rows: str) -> Path:
+    (root / "t.csv").write_text("\n".join([head, *rows]))
+    return root / "t.csv"
+
+
+def rows(*more: str) -> list[str]:
+    """Rows of the four cases of `fill`, with further cells."""
+    return [f"img/p{i}_x.png,msk/p{i}_x_mask.png,{text}" for i, text in enumerate(more)]
+
+
+def cases(root: Path) -> list[tuple[str, str, str]]:
+    return [(case.id, case.split, case.group) for case in list_cases(load_dataset("mine", root=root), root)[0]]
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def test_a_column_patient_keeps_patients_together(tmp_path):
+    fill(tmp_path)
+    notes = add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,patient", *rows("a", "a", "b", "b"))).notes
+    assert "4 cases in 2 groups: a group stays together in every split" in notes
+    assert [group for *_, group in cases(tmp_path)] == ["a", "a", "b", "b"]
+
+
+def test_a_patient_of_a_table_on_both_sides_of_its_split_is_told(tmp_path):
+    fill(tmp_path)
+    lines = rows("a,train", "b,train", "a,val", "c,val")
+    add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,patient,split", *lines))
+    (problem,) = check_cases(load_dataset("mine", root=tmp_path), tmp_path)
+    assert (problem.code, problem.case) == ("E355", "p2_x")
+
+
+def test_where_a_table_has_group_the_column_patient_is_not_read(tmp_path):
+    fill(tmp_path)
+    lines = rows("1,a,x", "1,b,y", "2,c,z", "2,d,z")
+    notes = add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,group,patient,age", *lines)).notes
+    assert [group for *_, group in cases(tmp_path)] == ["1", "1", "2", "2"]
+    assert any(note.startswith("columns that are not read: patient, age ") for note in notes)
+
+
+def test_the_usual_names_of_parts_in_a_table(tmp_path):
+    fill(tmp_path)
+    file = table(tmp_path, "image,label,split", *rows("Train", "train", "val", "Test"))
+    notes = add_dataset("mine", tmp_path, csv=file).notes
+    assert "parts: 2 training, 1 validation, 1 test" in notes
+    assert [part for _, part, _ in cases(tmp_path)] == ["training", "training", "validation", "test"]
+
+
+@pytest.mark.parametrize(
+    ("head", "fixes"),
+    [
+        ("Image,Label", ["rename the column `Image` to `image`", "rename the column `Label` to `label`"]),
+        ("image,mask_path", ["rename the column `mask_path` to `label`"]),
+        ("file_name,label", ["rename the column `file_name` to `image`"]),
+        ("image,zzz", ["add a column `label`"]),
+    ],
+)
+def test_a_missing_column_names_the_one_that_was_probably_meant(tmp_path, head, fixes):
+    fill(tmp_path)
+    file = table(tmp_path, head, *(row.rstrip(",") for row in rows("", "")))
+    found = refused(lambda: add_dataset("mine", tmp_path, csv=file), 2)
+    assert [str(problem.fix).removesuffix(", if that is meant") for problem in found] == fixes
+
+
+@pytest.mark.parametrize(
+    ("path", "fix"),
+    [
+        ("set/img/p0_x.png", "not to the data root"),
+        ("top/set/img/p0_x.png", "not to the working folder"),
+        ("img\\p0_x.png", "write / instead of \\"),
+        ("img/gone.png", "own folder"),
+    ],
+)
+def test_a_path_of_a_table_that_is_not_there_says_how_to_write_it(tmp_path, monkeypatch, path, fix):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "top/set")
+    (tmp_path / "top/set/t.csv").write_text(f"image,label\n{path},msk/p0_x_mask.png\n")
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path / "top", csv="set/t.csv"), 3)
+    assert (problem.code, problem.field, problem.found) == ("E350", "line 2", path)
+    assert fix in str(problem.fix)
+
+
+# --- folders of parts -------------------------------------------------------------------------------------------
+
+
+def parts_tree(root: Path, where: str, names: Sequence[tuple[str, str]]) -> None:
+    for number, (part, name) in enumerate(names):
+        save(root / where.format(kind="images", part=part, name=name), noise(number))
+        save(root / where.format(kind="masks", part=part, name=name), blob())
+
+
+@pytest.mark.parametrize("where", ["{kind}/{part}/{name}.png", "{part}/{kind}/{name}.png", "{part}/{name}/{kind}.png"])
+def test_folders_called_as_parts_are_the_split(tmp_path, where):
+    parts_tree(tmp_path, where, [("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")])
+    patterns = [where.format(kind=kind, part="*", name="*") for kind in ("images", "masks")]
+    notes = add_dataset("mine", tmp_path, images=patterns[0], labels=patterns[1]).notes
+    assert [case[:2] for case in cases(tmp_path)] == [
+        ("a", "training"), ("b", "training"), ("c", "validation"), ("d", "test"),
+    ]  # fmt: skip
+    assert "parts: 2 training, 1 validation, 1 test" in notes
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+
+
+def test_numbered_objects_in_folders_called_as_parts(tmp_path):
+    numbers = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    for part, name in (("train", "a"), ("val", "b")):
+        save(tmp_path / f"images/{part}/{name}.png", noise(1, (10, 10)))
+        save(tmp_path / f"masks/{part}/{name}.png", numbers)
+    entry = add_dataset("mine", tmp_path, images="images/*/*.png", labels="masks/*/*.png").entry
+    assert entry["files"]["validation"] == {"image": "images/val/{id}.png", "instances": "masks/val/{id}.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([("train", "1"), ("train", "2"), ("val", "1")], True),  # one id twice: such an entry would be refused
+        ([("train", "1"), ("train", "2"), ("monday", "3")], False),
+        ([("val", "1"), ("test", "2")], False),
+    ],
+)
+def test_folders_that_are_no_parts(tmp_path, names, told):
+    parts_tree(tmp_path, "{kind}/{part}/{name}.png", names)
+    notes = add_dataset("mine", tmp_path, images="images/*/*.png", labels="masks/*/*.png").notes
+    assert [case[1] for case in cases(tmp_path)] == ["training"] * len(names)
+    assert any("train, val are NOT taken as parts, because 1 is in several" in note for note in notes) == told
+
+
+# --- what is not read, or lies otherwise -------------------------------------------------------------------------
+
+
+def test_annotations_that_are_outlines_are_refused_with_the_way_to_masks(tmp_path):
+    fill(tmp_path)
+    for name in ("p0_x", "p1_x", "p2_x", "p3_x"):
+        (tmp_path / f"img/{name}.json").write_text('{"version": "5.0.1", "shapes": []}')
+    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    for way in ({"labels": "img/*.json"}, {"labels": "coco.json"}, {"images": None, "csv": "coco.json"}):
+        (problem,) = refused(lambda way=way: add_dataset("mine", tmp_path, **{"images": "img/*.png", **way}), 3)
+        assert (problem.code, problem.message) == ("E301", "annotations in JSON (COCO, LabelMe) are not read")
+        assert "one label image for each image" in str(problem.fix)
+
+
+def test_a_folder_that_does_not_describe_itself(tmp_path):
+    fill(tmp_path / "coco")
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, folder="coco"), 2)
+    assert (problem.code, problem.field, problem.found) == ("E119", "--folder", "img, msk")
+    assert "--images and --labels" in str(problem.fix)
+
+
+def test_two_observers_are_told_apart_by_a_pattern(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"all/Image_0{i}L.jpg", noise(i))
+        for observer in ("1stHO", "2ndHO"):
+            save(tmp_path / f"all/Image_0{i}L_{observer}.png", blob())
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="all/*.jpg", labels="all/*.png"), 2)
+    assert "one of them in the pattern, such as 'all/*_1stHO.png'" in str(problem.fix)
+    assert add_dataset("mine", tmp_path, images="all/*.jpg", labels="all/*_1stHO.png").cases == 3
+
+
+def test_a_second_label_and_an_image_of_another_kind_are_told_as_what_they_are(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"img/p{i}.{'png' if i else 'jpg'}", noise(i))
+        save(tmp_path / f"msk/p{i}.png", blob())
+    save(tmp_path / "msk/p1_b.png", blob())
+    found = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert [(p.code, p.case, p.found) for p in found] == [("E351", "p0", "img/p0.jpg"), ("E351", "p1_b", None)]
+    assert "one suffix" in str(found[0].fix)
+    assert "other observers" in str(found[1].fix)
+
+
+def test_a_wrong_number_of_cases_in_dataset_json_says_which_to_write(tmp_path):
+    home = tmp_path / "Dataset001_x"
+    for name in ("a", "b"):
+        save(home / f"imagesTr/{name}_0000.png", noise(1))
+        save(home / f"labelsTr/{name}.png", blob(1))
+    facts = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "cell": 1}, "file_ending": ".png"}
+    (home / "dataset.json").write_text(json.dumps({**facts, "numTraining": 3}))
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, folder="Dataset001_x"), 2)
+    assert (problem.field, problem.fix) == (
+        "numTraining", "write 2 into dataset.json, or add the images that are missing",
+    )  # fmt: skip
+
+
+def test_broken_images_and_labels_are_told_together(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "img/p0_x.png").write_bytes(b"")
+    (tmp_path / "img/p1_x.png").write_bytes(b"")
+    (tmp_path / "msk/p2_x_mask.png").write_text("<html>")
+    found = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert [(p.code, Path(str(p.file)).name) for p in found] == [
+        ("E302", "p0_x.png"), ("E302", "p1_x.png"), ("E301", "p2_x_mask.png"),
+    ]  # fmt: skip
+
+
+def test_all_images_that_are_cut_off_are_told(tmp_path):
+    fill(tmp_path)
+    for name in ("p1_x", "p3_x"):
+        file = tmp_path / f"img/{name}.png"
+        file.write_bytes(file.read_bytes()[:-60])
+    found = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert [(p.code, Path(str(p.file)).name) for p in found] == [("E303", "p1_x.png"), ("E303", "p3_x.png")]
