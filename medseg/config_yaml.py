@@ -8,10 +8,12 @@ and `2026-11-21` are texts, `010` is refused because readers disagree on it.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,14 @@ def read_yaml(path: str | Path) -> Document:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError("not a text in UTF-8", code="E111", file=path, found=f"byte {error.start}") from None
-    return parse_yaml(text, source=str(path))
+    document = _parsed(text, str(path))
+    return replace(document, value=copy.deepcopy(document.value))  # the caller may change it
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str, source: str) -> Document:
+    """`parse_yaml`, once for a text: a set of many is looked up by reading the file that has them all."""
+    return parse_yaml(text, source=source)
 
 
 def parse_yaml(text: str, *, source: str = "<text>") -> Document:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError
-from medseg.evaluation_names import match_names
+from medseg.evaluation_names import match_names, shorter_names
 from medseg.evaluation_pairs import Pair, Reading, check_grids, find_predictions
 from medseg.evaluation_plan import Plan
 from medseg.evaluation_pool import map_cases
@@ -26,8 +26,8 @@ def find_observer(
 
     Args:
         pairs: the cases.
-        observer: a folder of label images named as the cases or their images; or a path with `{id}` for the case's id,
-            below the working folder or the data root.
+        observer: a folder of label images named as the cases or their images, or so with one text around all; or a path
+            with `{id}` for the case's id, below the working folder or the data root.
         data: the data root, or None.
         affine: which one of a NIfTI counts, see `Reading`.
 
@@ -40,6 +40,9 @@ def find_observer(
         files = {pair.case: _first(roots, text.replace("{id}", pair.case)) for pair in pairs}
     else:
         present = find_predictions(_first(roots, text) or text, "a second observer's labels", "--observer")
+        if not present.keys() & (cases := {pair.case for pair in pairs}):  # `a1_2ndHO` for `a1`
+            short = shorter_names(present, cases)
+            present = {short.get(name, name): path for name, path in present.items()}
         names = match_names({pair.case: pair.images for pair in pairs}, present)
         files = {case: None if name is None else present[name] for case, name in names.items()}
     found = [replace(pair, prediction=files[pair.case], probabilities=None) for pair in pairs if files[pair.case]]

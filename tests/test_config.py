@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg import config
+from medseg import config, config_yaml
 from medseg.config import DatasetSpec, Pipeline, TrainConfig, load_dataset, load_pipeline, parse_settings
 from medseg.config_yaml import parse_yaml, read_yaml, write_yaml
 from medseg.errors import ConfigError, MedsegError, UsageError
@@ -580,3 +580,22 @@ def test_interior_and_border_without_what_brings_them_together_are_refused(folde
     with pytest.raises(ConfigError, match="as two objects") as caught:
         load_pipeline("tiny", overrides=["preprocess=[InteriorBorderLabeld]", "postprocess=[FillHoles]"])
     assert (caught.value.code, caught.value.field, caught.value.found) == ("E118", "postprocess", "FillHoles")
+
+
+def test_a_file_is_parsed_once_for_all_that_is_read_from_it(tmp_path, monkeypatch):
+    parsed = []
+    plain = config_yaml.parse_yaml
+    monkeypatch.setattr(
+        config_yaml, "parse_yaml", lambda text, source: parsed.append(source) or plain(text, source=source)
+    )
+    file = tmp_path / "datasets.yaml"
+    text = config.to_yaml(config.load_dataset("shapes"))
+    file.write_text(text)
+    for _ in range(3):
+        assert config.dataset_names(file=file) == ["shapes"]
+        config.load_dataset("shapes", file=file)
+    assert parsed.count(str(file)) == 1
+    read_yaml(file).value["shapes"]["title"] = "changed by who read it"
+    assert read_yaml(file).value["shapes"]["title"] != "changed by who read it"
+    file.write_text(text.replace("shapes:", "others:", 1))  # as long as before, at the same moment
+    assert config.dataset_names(file=file) == ["others"]

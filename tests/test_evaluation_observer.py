@@ -30,7 +30,7 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("observer", ["second", "named/{id}_2ndHO.png"])
+@pytest.mark.parametrize("observer", ["second", "named", "named/{id}_2ndHO.png"])
 def test_the_observer_is_scored_as_a_prediction_would_be(place, observer):
     options = {"output": place / "out", "protocol": "drive", "workers": 1}
     result = evaluate(place / "masks", place / "first", observer=str(place / observer), **options)
