@@ -85,11 +85,12 @@ def add_dataset(
         raise UsageError(
             "not a name for a data set", field="NAME", expected="a letter, then letters, digits, _ or -", found=name
         )
-    if name in dataset_names(root=root):
-        raise UsageError(
-            "a data set of this name is there already", code="E121", field="NAME", found=name, fix="take another name"
-        )
     file = root / "datasets.yaml"
+    if name in dataset_names(root=root):
+        own = file.is_file() and name in dataset_names(file=file)
+        fix = f"take another name, or remove its entry from {file} to add it anew" if own else "take another name"
+        message = "a data set of this name is there already"
+        raise UsageError(message, code="E121", field="NAME", found=name, fix=fix)
     if file.is_dir():
         fix = "rename the folder, or take another data root"
         raise ConfigError("a folder stands where data sets are described", code="E111", file=file, fix=fix)

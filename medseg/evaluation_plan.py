@@ -244,9 +244,9 @@ def _cases_of(spec: Any, data: str | Path | None, part: str) -> list[Any]:
             raise
         split = {case.split for case in find_cases(spec, root, part="all")}
         has = [name for name in ("training", "validation", "test") if name in split]
-        error.field, error.expected = "--part", f"a part that it has: {', '.join(has)}"
-        error.fix = f"--part {has[0]}"
-        if has[0] == "training":
+        best = "validation" if "validation" in has else has[0]
+        error.field, error.expected, error.fix = "--part", f"a part that it has: {', '.join(has)}", f"--part {best}"
+        if best == "training":
             error.fix += " (no test of a model that was trained on these cases)"
         raise
 

@@ -688,8 +688,11 @@ def test_a_name_that_is_taken(tmp_path):
     fill(tmp_path)
     add(tmp_path)
     (problem,) = refused(lambda: add(tmp_path), 2)
-    assert problem.code == "E121"
-    refused(lambda: add_dataset("liver", tmp_path, images="img/*.png", labels="msk/*.png"), 2)
+    assert (problem.code, problem.fix) == (
+        "E121", f"take another name, or remove its entry from {tmp_path / 'datasets.yaml'} to add it anew",
+    )  # fmt: skip
+    (problem,) = refused(lambda: add_dataset("liver", tmp_path, images="img/*.png", labels="msk/*.png"), 2)
+    assert problem.fix == "take another name"
 
 
 def test_mixed_kinds_are_refused_with_counts(tmp_path):

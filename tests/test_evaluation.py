@@ -1135,6 +1135,25 @@ def test_a_set_without_test_cases_says_which_parts_it_has(tmp_path, capsys):
     assert "note: These are training cases" in capsys.readouterr().out
 
 
+def test_a_set_with_a_validation_part_is_told_to_score_that(tmp_path):
+    from tiny import write_cases
+
+    from medseg.config_yaml import parse_yaml, write_yaml
+
+    data = write_cases(tmp_path / "data", 2)
+    table = data / "datasets.yaml"
+    entry = parse_yaml(table.read_text()).value
+    (data / "held").mkdir()
+    for kind in ("images", "labels"):
+        (data / kind / "c1.nii.gz").rename(data / "held" / f"c1_{kind}.nii.gz")
+    held = {"image": "held/{id}_images.nii.gz", "label": "held/{id}_labels.nii.gz"}
+    entry["tiny"]["files"]["validation"] = held
+    table.write_text(write_yaml(entry))
+    with pytest.raises(UsageError) as caught:
+        evaluate(data / "labels", "tiny", data=data, workers=1)
+    assert caught.value.fix == "--part validation"
+
+
 @pytest.mark.parametrize("written", ["image", "id"])
 def test_a_prediction_named_as_the_image_of_two_cases_is_of_neither(tmp_path, written):
     """Frames of two videos have one name: the masks of one must not be scored as the other's."""

@@ -182,13 +182,22 @@ def test_modules_are_short():
         assert lines <= 300, f"{path.relative_to(ROOT)} has {lines} lines"
 
 
-def test_help_imports_nothing_heavy():
+HEAVY = {"torch", "monai", "SimpleITK", "scipy", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        (["--help"], {*HEAVY, "numpy", "pydicom", "nibabel", "pydantic", "yaml"}),
+        (["data", "list", "--data", "."], HEAVY),  # it looks at no image
+    ],
+)
+def test_light_commands_import_nothing_heavy(command, heavy):
     script = (
         "import sys, medseg.cli as c\n"
-        "try: c.main(['--help'])\n"
+        f"try: c.main({command})\n"
         "except SystemExit: pass\n"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & "
-        "{'torch', 'monai', 'numpy', 'SimpleITK', 'pydicom', 'scipy', 'nibabel', 'matplotlib', 'pydantic', 'yaml'}))"
+        f"print(sorted({{m.split('.')[0] for m in sys.modules}} & {heavy}))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip().splitlines()[-1] == "[]"
