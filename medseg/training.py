@@ -221,7 +221,7 @@ def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool
         done, name = session.progress, session.validator.shown
         show(f"stopped early: {done.waited} validations without a better {name} than after epoch {done.best_epoch}")
     best = load_best(session)
-    if (chosen := choose_threshold(session, prepared.training, check_stop=check_stop)) is not None:
+    if (chosen := choose_threshold(session, prepared.training, check_stop=check_stop, show=show)) is not None:
         show(chosen)
     if not (count := len(session.validator.stored)):
         show(f"weights of the last epoch, {best}; no case was kept back, so nothing is scored")

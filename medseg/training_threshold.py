@@ -20,7 +20,11 @@ DIGITS = 4  # of the probabilities that are counted: 10 001 values, whatever the
 
 
 def choose_threshold(
-    session: Session, training: Mapping[str, Any], *, check_stop: Callable[[], None] = lambda: None
+    session: Session,
+    training: Mapping[str, Any],
+    *,
+    check_stop: Callable[[], None] = lambda: None,
+    show: Callable[[str], None] = lambda _: None,
 ) -> str | None:
     """Choose it, put it into the session, best.pt and threshold.json; None when the pipeline asks for none.
 
@@ -34,6 +38,7 @@ def choose_threshold(
         session: with the best weights loaded.
         training: id -> stored training case.
         check_stop: called between cases; may raise.
+        show: told on which cases, before they are predicted: whole images take their time.
 
     Returns:
         What was chosen, in words.
@@ -42,6 +47,7 @@ def choose_threshold(
     if not wanted:
         return None
     if "training" in wanted:
+        show(f"choosing the threshold on {len(training)} training cases")
         counts = count_probabilities(session, training, check_stop)
         if not counts.inside.any():
             return "threshold stays at 0.5: no pixel of the structure in the training images to choose it by"
@@ -51,6 +57,7 @@ def choose_threshold(
         side, validator = "validation", session.validator
         if not validator.stored:
             side, validator = "training", _validator(session, training)
+        show(f"choosing the threshold on {len(validator.stored)} {side} cases")
         value = _from_scores(session, validator, check_stop)
         facts = {"value": value, "chosen_on": side, "cases": len(validator.stored), "rule": f"best {validator.shown}"}
     session.threshold = value

@@ -34,7 +34,7 @@ def place(tmp_path_factory) -> Path:
 
 def run(place: Path, pipeline, *, fold: int | None = None, **options) -> Path:
     folders = {"data": place / "data", "output": place / "runs", "cache": place / "cache"}
-    return train(pipeline, fold=fold, device="cpu", progress=False, **{**folders, **options})
+    return train(pipeline, fold=fold, device="cpu", **{"progress": False, **folders, **options})
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,11 @@ def test_scores_of_validation_cannot_decide_anything(place, whole):
         run(place, None, resume=whole, overrides=["train.epochs=4", "train.patience=2"])
 
 
-def test_a_threshold_is_chosen_on_the_training_cases_and_says_so(place):
-    found = run(place, tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}]))
+def test_a_threshold_is_chosen_on_the_training_cases_and_says_so(place, capsys):
+    found = run(place, tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}]), progress=True)
+    before, _, after = capsys.readouterr().err.partition(f"choosing the threshold on {len(CASES)} training cases\n")
+    assert "threshold 0" not in before
+    assert after.startswith("threshold 0.")
     facts = json.loads((found / "threshold.json").read_text())
     assert (facts["chosen_on"], facts["cases"]) == ("training", len(CASES))
     assert load_model(found).threshold == facts["value"]
