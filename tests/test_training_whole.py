@@ -123,7 +123,8 @@ def test_scores_of_validation_cannot_decide_anything(place, whole):
 
 
 def test_a_threshold_is_chosen_on_the_training_cases_and_says_so(place, capsys):
-    found = run(place, tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}]), progress=True)
+    pipeline = tiny_pipeline(dataset="balls", postprocess=[{"Threshold": {"value": "validation"}}])
+    found = run(place, pipeline, progress=True)
     before, _, after = capsys.readouterr().err.partition(f"choosing the threshold on {len(CASES)} training cases\n")
     assert "threshold 0" not in before
     assert after.startswith("threshold 0.")
