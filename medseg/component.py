@@ -161,8 +161,9 @@ def build_component(component: Component, kind: str, **facts: Any) -> Any:
             raise
         message = f"{component.name}: {error.message}"
         raise ConfigError(
-            message, code="E116", field=error.field, expected=error.expected, found=error.found, fix=error.fix
-        ) from error
+            message, code="E116", field=error.field, file=error.file, expected=error.expected, found=error.found,
+            fix=error.fix,
+        ) from error  # fmt: skip
     except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError) and kind != "optimizer":
             raise  # torch's optimizers say so what does not go together; elsewhere it is no refusal

@@ -294,5 +294,5 @@ def _place(problem: MedsegError, document: Document, path: Path_) -> MedsegError
     if problem.field is not None:
         path = (*path, problem.field)
     problem.field = ".".join(map(str, path))
-    problem.file = str(document.place(path))
+    problem.file = problem.file or str(document.place(path))  # a file that the part was to read is the nearer one
     return problem

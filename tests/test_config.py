@@ -541,6 +541,17 @@ def test_options_of_an_optimizer_that_exclude_its_fused_form_are_refused(folder,
     assert caught.value.code == "E116"
 
 
+def test_a_file_of_weights_that_cannot_be_used_is_named_with_its_field(folder):
+    """Only the pipeline's own place was told, and not which file was looked for."""
+    network = "network={{ResUNet: {{channels: [4, 4, 6, 8], blocks: [1, 1, 1, 1], weights: {}}}}}"
+    (folder / "broken.pt").write_bytes(b"no weights at all")
+    for name, message in (("none.pt", "no such file of weights"), ("broken.pt", "the file of weights cannot be read")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_pipeline("tiny", overrides=[network.format(name)])
+        found = (caught.value.code, caught.value.field, caught.value.file)
+        assert found == ("E116", "network.ResUNet.weights", name)
+
+
 def test_a_score_of_one_structure_names_a_label(folder):
     pipeline = load_pipeline("tiny", overrides=["metrics=[{Dice: {region: thing}}]"])
     assert pipeline.metrics[0].arguments == {"region": "thing"}

@@ -45,7 +45,8 @@ def read_state_dict(source: Source) -> dict[str, torch.Tensor]:
             content = inner
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise CheckpointError("no weights by name found", file=None if isinstance(source, Mapping) else source)
+        file = None if isinstance(source, Mapping) else source
+        raise CheckpointError("no weights by name found", field="weights", file=file)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
@@ -126,7 +127,8 @@ def adapt_input(given: torch.Tensor, own: torch.Tensor) -> torch.Tensor | None:
 
 def _read_file(path: Path) -> Mapping[Any, Any]:
     if not path.is_file():
-        raise CheckpointError("no such file of weights", field="weights", file=path)
+        fix = "write the whole path, or one from the folder in which medseg is started; or leave `weights` out"
+        raise CheckpointError("no such file of weights", field="weights", file=path, fix=fix)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -136,7 +138,10 @@ def _read_file(path: Path) -> Mapping[Any, Any]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except broken as error:
-        raise CheckpointError("the file of weights cannot be read", file=path, found=str(error)) from error
+        raise CheckpointError(
+            "the file of weights cannot be read", field="weights", file=path, found=str(error)
+        ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError("the file holds no weights by name", file=path, found=type(content).__name__)
+        found = type(content).__name__
+        raise CheckpointError("the file holds no weights by name", field="weights", file=path, found=found)
     return content
