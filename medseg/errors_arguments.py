@@ -23,7 +23,8 @@ _WIDER = {int: numbers.Integral, float: numbers.Real, bool: (bool, numbers.Integ
 def checked(function: _Function) -> _Function:
     """The function, which raises UsageError instead of starting with a value of another type than its annotation says.
 
-    What fits an annotation is taken generously (NumPy's numbers, any iterable for a sequence); `Any` takes everything.
+    What fits an annotation is taken generously (NumPy's numbers, arrays and tensors of one number, any iterable for a
+    sequence); `Any` takes everything.
 
     >>> @checked
     ... def double(number: int = 1) -> int: return 2 * number
@@ -66,6 +67,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return fits and not (isinstance(value, Collection) and not all(_fits(one, inside[0]) for one in value))
     if isinstance(value, bool) and hint is not bool:
         return False
+    if hint is float and getattr(value, "shape", None) == () and hasattr(value, "__float__"):
+        return True  # what is in a tensor of several numbers, too
     return isinstance(value, _WIDER.get(hint, hint))
 
 

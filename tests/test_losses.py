@@ -236,9 +236,23 @@ def test_bad_arguments():
     for arguments in ({"dice": -1.0}, {"dice": 0.0, "ce": 0.0}, {"smooth": 0.0}):
         with pytest.raises(UsageError):
             DistanceWeightedDiceCELoss(**arguments)
+    for loss in LOSSES:
+        for arguments in ({"class_weights": 2.0}, {"class_weights": [1.0, "x"]}, {"label_smoothing": "x"}):
+            with pytest.raises(UsageError, match="wrong type") as caught:
+                loss(**arguments)
+            assert caught.value.field in arguments
     logits, target, weight = case(3)
     with pytest.raises(UsageError, match="one weight for each class"):
         DistanceWeightedCELoss(class_weights=[1.0, 2.0])(logits, target, weight)
+
+
+def test_arguments_may_be_tensors_as_torchs_own_are():
+    logits, target, weight = case(3)
+    given = {"class_weights": torch.tensor([1.0, 2.0, 3.0]), "label_smoothing": torch.tensor(0.25)}
+    plain = {"class_weights": iter([1.0, 2.0, 3.0]), "label_smoothing": 0.25}
+    assert DistanceWeightedCELoss(**given)(logits, target, weight) == DistanceWeightedCELoss(**plain)(
+        logits, target, weight
+    )
 
 
 def test_one_sigmoid_channel_is_smoothed_as_two_classes_are():

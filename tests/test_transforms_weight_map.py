@@ -216,12 +216,24 @@ def test_class_weights_by_class():
         ({"class_weights": [1.0]}, UsageError),
         ({"class_weights": [1.0, float("nan")]}, UsageError),
         ({"class_weights": "equal"}, UsageError),
+        ({"class_weights": 2.0}, UsageError),
+        ({"class_weights": [1.0, "x"]}, UsageError),
+        ({"class_weights": {0: 1.0, 1: None}}, UsageError),
+        ({"w0": "x"}, UsageError),
+        ({"spacing": ["x", 1.0]}, GeometryError),
         ({"classes": np.zeros((3, 3), int), "class_weights": "balanced"}, GeometryError),
     ],
 )
 def test_bad_input_is_refused(arguments, error):
     with pytest.raises(error):
         boundary_weight_map(**{"instances": gap_of(2), **arguments})
+
+
+def test_weights_of_classes_that_are_none_are_refused_before_the_first_image():
+    for wrong in (2.0, [1.0, "x"], "equal"):
+        with pytest.raises(UsageError, match="each class needs a weight") as caught:
+            BoundaryWeightMapd(class_weights=wrong)
+        assert (caught.value.field, caught.value.found) == ("class_weights", str(wrong))
 
 
 # --- the transform ------------------------------------------------------------

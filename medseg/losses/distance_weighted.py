@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medseg.errors import UsageError
+from medseg.errors_arguments import checked
 from medseg.losses.targets import align_target, align_weight
 
 __all__ = ["DistanceWeightedCELoss", "DistanceWeightedDiceCELoss"]
@@ -49,14 +50,14 @@ class DistanceWeightedCELoss(nn.Module):
     0.2685
     """
 
+    @checked
     def __init__(
         self, *, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0, use_weight: bool = True
     ) -> None:
         super().__init__()
-        if class_weights is not None and (len(class_weights) < 2 or not all(0 < w < math.inf for w in class_weights)):
-            raise UsageError(
-                "class weights are positive, one for each class", field="class_weights", found=list(class_weights)
-            )
+        shares = None if class_weights is None else list(class_weights)
+        if shares is not None and (len(shares) < 2 or not all(0 < w < math.inf for w in shares)):
+            raise UsageError("class weights are positive, one for each class", field="class_weights", found=shares)
         if not 0 <= label_smoothing < 1:
             raise UsageError(
                 "label smoothing is a share", field="label_smoothing", expected="0 <= s < 1", found=label_smoothing
@@ -64,7 +65,7 @@ class DistanceWeightedCELoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.use_weight = use_weight
         self.class_weights: torch.Tensor | None
-        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        weights = None if shares is None else torch.tensor(shares, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
@@ -124,6 +125,7 @@ class DistanceWeightedDiceCELoss(nn.Module):
     0.0
     """
 
+    @checked
     def __init__(
         self,
         *,

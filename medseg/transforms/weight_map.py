@@ -135,6 +135,7 @@ class BoundaryWeightMapd(MapTransform):
         if len(self.keys) != 3:
             raise UsageError("three names are needed", field="keys", expected="label, instances, weight", found=keys)
         _check_term(w0, sigma, mode)
+        _by_class(class_weights)
         self.w0, self.sigma = w0, sigma
         self.class_weights: ClassWeights = class_weights
         self.mode: Mode = mode
@@ -190,7 +191,11 @@ def _components(label: np.ndarray) -> np.ndarray:
 def _check_term(w0: float, sigma: float, mode: str) -> None:
     if mode not in ("separation", "contour"):
         raise UsageError("unknown mode", field="mode", expected="separation or contour", found=mode)
-    if not (math.isfinite(w0) and w0 >= 0 and math.isfinite(sigma) and sigma > 0):
+    try:
+        sound = 0 <= w0 < math.inf and 0 < sigma < math.inf
+    except (TypeError, ValueError):  # no numbers at all
+        sound = False
+    if not sound:
         raise UsageError("w0 is not negative and sigma positive", field="w0, sigma", found=f"{w0}, {sigma}")
 
 
@@ -222,7 +227,10 @@ def _checked(instances: np.ndarray) -> np.ndarray:
 
 
 def _steps(spacing: Sequence[float] | None, dims: int) -> tuple[float, ...]:
-    step = (1.0,) * dims if spacing is None else tuple(float(s) for s in np.atleast_1d(spacing))
+    try:
+        step = (1.0,) * dims if spacing is None else tuple(float(s) for s in np.atleast_1d(spacing))
+    except (TypeError, ValueError):  # what is no number
+        step = ()
     if len(step) != dims or not all(s > 0 and math.isfinite(s) for s in step):
         raise GeometryError("spacing does not fit", field="spacing", expected=f"{dims} positive numbers", found=spacing)
     return step
@@ -237,21 +245,35 @@ def _class_weights(instances: np.ndarray, given: Any, classes: np.ndarray | None
     present, where, counts = np.unique(kinds, return_inverse=True, return_counts=True)
     none = int((present < 0).sum())  # they come first
     present, counts = present[none:], counts[none:]
-    if isinstance(given, str):
-        if given != "balanced":
-            raise UsageError(
-                "unknown class weights", field="class_weights", expected="numbers or balanced", found=given
-            )
+    by_class = _by_class(given)
+    if by_class is None:
         table = counts.sum() / (len(present) * counts)
     else:
-        by_class = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
-        lacking = [int(kind) for kind in present if kind not in by_class]
-        if lacking or not all(0 <= share < math.inf for share in by_class.values()):
-            raise UsageError(
-                "each class needs a weight that is not negative",
-                field="class_weights",
-                expected=present,
-                found=by_class,
-            )
+        if lacking := [int(kind) for kind in present if kind not in by_class]:
+            raise _weights_error(f"{by_class}, none for {lacking}")
         table = np.array([by_class[int(kind)] for kind in present])
     return np.concatenate([np.zeros(none), table])[where].reshape(instances.shape).astype(np.float32)
+
+
+def _by_class(given: Any) -> dict[int, float] | None:
+    """The weight of each class; None for "balanced" (and for None), which depends on the image."""
+    if given is None or (isinstance(given, str) and given == "balanced"):
+        return None
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+        by_class = {kind: share if isinstance(share, str) else float(share) for kind, share in pairs}
+        sound = all(0 <= share < math.inf for share in by_class.values())
+    except (TypeError, ValueError):  # a number where several are needed, or what is none
+        sound, by_class = False, {}
+    if not sound:
+        raise _weights_error(given)
+    return by_class
+
+
+def _weights_error(found: object) -> UsageError:
+    return UsageError(
+        "each class needs a weight that is not negative",
+        field="class_weights",
+        expected="a number for each class (in a sequence or by its number), or balanced",
+        found=found,
+    )
