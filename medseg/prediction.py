@@ -129,15 +129,13 @@ def predict(
             model that cannot be used, an output folder that cannot be written, or in which a file that is not a
             prediction would be replaced.
     """
-    from medseg.checkpoint import load_model
-
     share = choose_shard(shard)
     output, format = Path(output), None if format is None else format.lower()
     found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
     chosen = _device(device, precision)
     ram, vram = _bytes(max_ram, "max_ram"), _bytes(max_vram, "max_vram")
     if not hasattr(model, "pipeline"):
-        model = load_model(model, device=chosen)
+        model = _load(model, chosen)
     found, told = leave_labels(found, [inputs] if isinstance(inputs, str | Path) else list(inputs), model.dataset)
     jobs = plan_outputs(found, output, format, partial(name_case, spec=model.dataset))
     jobs = take_shard(join_channels(jobs, model.dataset), *share)
@@ -170,6 +168,14 @@ def predict(
         results.append(result)
         report(result)
     return PredictionSummary(tuple(results), _exit_code(results), certificate, (*told, *lines), used)
+
+
+@checked
+def _load(model: str | Path | Sequence[str | Path], device: Any) -> Any:
+    """`load_model`, whose argument has another name than here, where it is refused."""
+    from medseg.checkpoint import load_model
+
+    return load_model(model, device=device)
 
 
 def _survey(work: Work, jobs: Sequence[Job], *, plan: bool, certify: bool) -> tuple[list[CaseResult], Any, list[str]]:

@@ -98,6 +98,35 @@ def test_a_meta_tensor_keeps_what_monais_inferer_keeps(make, count):
     torch.testing.assert_close(found.as_tensor(), plain)
 
 
+EITHER = [
+    lambda: OverlapTileInferer(),
+    lambda: OverlapTileInferer(tile=56, mirror=True),
+    lambda: GaussianTileInferer(16),
+]
+
+
+@pytest.mark.parametrize("make", EITHER)
+def test_an_empty_batch_gives_an_empty_result(make):
+    """As torch's modules do; it ended in an AssertionError."""
+    network = small_unet(2, "same", norm="batch")
+    empty = torch.zeros(0, 1, 60, 56)
+    assert network(empty).shape == (0, 3, 60, 56)
+    found = make()(empty, network)
+    assert (found.shape, found.dtype) == ((0, 3, 60, 56), torch.float32)
+    with pytest.raises(UsageError, match="input of this shape"):  # the network takes one channel
+        make()(torch.zeros(0, 2, 60, 56), network)
+    assert make()(MetaTensor(empty, affine=torch.diag(torch.tensor([2.0, 2.0, 1.0]))), network).affine[0, 0] == 2
+
+
+@pytest.mark.parametrize("make", EITHER)
+@pytest.mark.parametrize("count", [0, 1])
+def test_images_without_a_voxel_are_refused(make, count):
+    """Gaussian windows ended in an IndexError."""
+    with pytest.raises(UsageError, match="at least one voxel") as caught:
+        make()(torch.zeros(count, 1, 0, 36), small_unet(2, "same", norm="batch"))
+    assert caught.value.field == "image_size"
+
+
 def test_whole_is_the_networks_own_pass_when_padded():
     network = small_unet(2, "same", norm="batch")
     image = torch.randn((1, 1, 64, 48), generator=torch.Generator().manual_seed(3))

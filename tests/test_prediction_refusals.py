@@ -290,6 +290,15 @@ def test_a_checkpoint_for_another_dimension(tmp_path):
     assert not list((tmp_path / "out").glob("*.png"))
 
 
+@pytest.mark.parametrize("wrong", [5, None, [5], np.zeros(3)])
+def test_a_model_of_the_wrong_type_is_refused_by_the_arguments_own_name(tmp_path, wrong):
+    """The error spoke of `source`, as an argument of `load_model` is called."""
+    make_volume(tmp_path / "a.nii.gz")
+    with pytest.raises(UsageError, match="wrong type") as caught:
+        predict(wrong, tmp_path / "a.nii.gz", tmp_path / "out", progress=False)
+    assert caught.value.field == "model"
+
+
 def test_errors_are_medsegs_own(tmp_path):
     # nothing but a MedsegError comes out of the search for inputs, whatever is named
     for name in ("", ".", "[", "a" * 300, str(tmp_path / "x\ny.nii.gz")):

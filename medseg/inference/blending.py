@@ -72,6 +72,8 @@ def plan_windows(
     """
     size = tuple(int(n) for n in image_size)
     dims = len(size)
+    if not size or min(size) < 1:
+        raise UsageError("an image needs at least one voxel along each axis", field="image_size", found=size)
     divisors = spread(divisor, dims, "divisor")
     shares = (float(overlap),) * dims if isinstance(overlap, int | float) else tuple(float(o) for o in overlap)
     if len(shares) != dims or any(not 0 <= share < 1 for share in shares):

@@ -75,11 +75,14 @@ class TileInferer(Inferer):
         """Logits (B, K, *spatial), float32, of `inputs` (B, C, *spatial), on the inputs' device.
 
         With mirroring, the logarithm of the mean probability. Further arguments go to the network. As from MONAI's
-        inferers, a MetaTensor comes back as one, with its affine and what was applied to it.
+        inferers, a MetaTensor comes back as one, with its affine and what was applied to it. An empty batch gives an
+        empty result, as from torch's modules.
         """
         if inputs.ndim < 3:
             raise UsageError("inputs need the axes (B, C, *spatial)", field="inputs", found=tuple(inputs.shape))
         networks = [_Bound(network, args, kwargs) if args or kwargs else network]
+        if not len(inputs):
+            return _with_meta(self._of_nothing(inputs, networks), inputs)
         result: torch.Tensor | None = None
         for number, image in enumerate(_plain(inputs)):
             for block in self._whole(image, networks, self.device or inputs.device):
@@ -93,6 +96,14 @@ class TileInferer(Inferer):
                 result[number, :, *box] = block.values.to(inputs.device)
         assert result is not None
         return _with_meta(result, inputs)
+
+    def _of_nothing(self, inputs: torch.Tensor, networks: Sequence[Any]) -> torch.Tensor:
+        """Logits of no image: how many classes they have is seen at the first piece of one of zeros."""
+        blank = _plain(inputs).new_zeros(inputs.shape[1:])
+        first = next(self.blocks(blank, networks, axis=0, device=self.device or inputs.device))
+        assert first.values is not None
+        shape = (0, first.values.shape[0], *inputs.shape[2:])
+        return torch.empty(shape, dtype=torch.float32, device=inputs.device)
 
     def _whole(self, image: torch.Tensor, networks: Sequence[Any], device: torch.device | str) -> Iterator[Block]:
         return self.blocks(image, networks, axis=0, device=device)
