@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from medseg.errors import MedsegError, ResourceError
+from medseg.errors_system import system_error
 
 DataOption = Annotated[
     Path | None,
@@ -158,8 +159,10 @@ def exit_codes() -> Iterator[None]:
     except (MemoryError, OSError) as error:
         if state["debug"]:
             raise
-        report_error(ResourceError(f"{type(error).__name__}: {error}"))
-        sys.exit(ResourceError.exit_code)
+        told = system_error(error) if isinstance(error, OSError) else None
+        told = told or ResourceError(f"{type(error).__name__}: {error}")
+        report_error(told)
+        sys.exit(told.exit_code)
     except Exception as error:
         if state["debug"]:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medseg.batches import Batch, BatchMaker, Key
 from medseg.errors import MedsegError, ResourceError, TrainingError
+from medseg.errors_system import open_files
 from medseg.processes import without_script
 
 __all__ = ["TIMEOUT", "BatchStream"]
@@ -66,8 +68,12 @@ class BatchStream:
             except OSError as error:
                 # some may have been: they ignore SIGTERM, and Python would wait for them for ever when it ends
                 _kill([worker for worker in multiprocessing.active_children() if worker not in before])
-                fix = "they need room in /dev/shm and open files (ulimit -n): allow more, or --set train.workers=0"
-                raise ResourceError("data workers cannot be started", found=error.strerror, fix=fix) from error
+                found, fix = error.strerror, "they need room in /dev/shm and open files (ulimit -n): allow more"
+                if error.errno == errno.EMFILE:
+                    limit, fix = open_files()
+                    found = f"{found}: {limit}"
+                fix += ", or --set train.workers=0"
+                raise ResourceError("data workers cannot be started", found=found, fix=fix) from error
 
     def __iter__(self) -> BatchStream:
         return self
@@ -113,14 +119,16 @@ class BatchStream:
         self.close(lost=True)
         text = str(error).splitlines()[0]
         what = "a data worker hangs" if "timed out" in text else "a data worker was lost"
-        return TrainingError(
-            what,
-            code="E610",
-            case=f"one of {', '.join(cases)}",
-            found=text,
-            fix="a worker is killed when memory (or /dev/shm) runs out: use fewer workers, a smaller batch, or "
-            "--set train.workers=0 to see the error itself; then continue with --resume",
+        fix = (
+            "a worker is killed when memory (or /dev/shm) runs out: use fewer workers, a smaller batch, or "
+            "--set train.workers=0 to see the error itself"
         )
+        if os.strerror(errno.EMFILE) in text:  # torch says what it cannot do then, and not how many there may be
+            limit, fix = open_files()
+            what, text = f"{what}: too many open files", limit
+            fix += ", or --set train.workers=0"
+        fix += "; then continue with --resume"
+        return TrainingError(what, code="E610", case=f"one of {', '.join(cases)}", found=text, fix=fix)
 
 
 class _Guarded(Dataset):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medseg.errors import UsageError
+from medseg.errors_system import system_error
 
 __all__ = ["checked"]
 
@@ -24,7 +25,8 @@ def checked(function: _Function) -> _Function:
     """The function, which raises UsageError instead of starting with a value of another type than its annotation says.
 
     What fits an annotation is taken generously (NumPy's numbers, arrays and tensors of one number, any iterable for a
-    sequence); `Any` takes everything.
+    sequence); `Any` takes everything. What the system refuses by name (no permission, a name that is too long) is told
+    as medseg's own error too.
 
     >>> @checked
     ... def double(number: int = 1) -> int: return 2 * number
@@ -45,7 +47,12 @@ def checked(function: _Function) -> _Function:
             for one in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
                 if not _fits(one, hints.get(name, Any)):
                     raise _wrong(one, parameter)
-        return function(*given, **named)
+        try:
+            return function(*given, **named)
+        except OSError as error:
+            if (told := system_error(error)) is None:
+                raise
+            raise told from error
 
     return typing.cast(_Function, call)
 

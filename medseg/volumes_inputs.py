@@ -113,6 +113,9 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, 
             raise UsageError("an input without a name", code="E103", expected="a file, folder or pattern", found="''")
         try:
             is_folder, is_there = path.is_dir(), path.exists() or path.is_symlink()
+        except PermissionError as error:  # of the folder that it lies in
+            text, fix = "no permission to look at an input", "allow it (chmod u+rx for its folder)"
+            raise UsageError(text, code="E103", file=path, found=error.strerror, fix=fix) from None
         except (OSError, ValueError) as error:  # a name that is too long, or that holds a zero byte
             raise UsageError("no possible name of a file", code="E103", file=path, found=str(error)[:80]) from None
         if is_folder:

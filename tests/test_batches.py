@@ -268,6 +268,42 @@ def test_workers_that_cannot_be_started_are_told(stored, monkeypatch):
     assert "/dev/shm" in (caught.value.fix or "")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_too_few_open_files_are_told_with_the_limit(stored, monkeypatch):
+    """A worker was lost for want of memory, it said, and torch's own advice was the whole of what was found."""
+    import resource
+
+    real, made = torch.multiprocessing.Queue, []
+
+    def second_fails():
+        if made:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(real())
+        return made[0]
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (20, 50 if which == resource.RLIMIT_NOFILE else 7))
+    stream = BatchStream(maker(stored))
+    stream.workers, stream._source = 1, Raising("Too many open files. Communication with the workers is no longer ...")
+    with pytest.raises(TrainingError, match="lost: too many open files") as lost:
+        next(stream)
+    monkeypatch.setattr("torch.multiprocessing.Queue", second_fails)
+    with pytest.raises(ResourceError, match="cannot be started") as unstarted:
+        BatchStream(maker(stored), workers=1)
+    assert lost.value.code == "E610"
+    for error in (lost.value, unstarted.value):
+        assert "a limit of 20 open files (ulimit -n)" in error.found
+        assert error.fix.startswith("allow more open files: ulimit -n 4096 (a new shell; this one may have 50)")
+        assert "--set train.workers=0" in error.fix
+
+
+class Raising:
+    def __init__(self, text):
+        self.text = text
+
+    def __next__(self):
+        raise RuntimeError(self.text)
+
+
 def test_workers_that_were_started_end_when_the_next_one_cannot_be():
     """They ignore SIGTERM, and Python waits at its end for all that it has started: in a process of its own."""
     script = textwrap.dedent("""
