@@ -15,6 +15,7 @@ from medseg.data_folder import by_msd, by_nnunet
 from medseg.data_pattern import by_pattern
 from medseg.data_table import by_csv, read_table
 from medseg.errors import ConfigError, DataError, MedsegError
+from medseg.tables import named_as_pooled
 from medseg.volumes import natural_key
 
 __all__ = ["PARTS", "Case", "list_cases"]
@@ -34,7 +35,8 @@ def list_cases(spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
         reader = next(read for name, read in _READERS.items() if getattr(layout, name) is not None)
         cases, found = reader(layout, spec, root)
         if cases or found:
-            cases, problems = _unique(cases), [*found, *_repeated(cases), *_own_images(cases)]
+            named = named_as_pooled({case.id: next(iter(case.images), None) for case in cases})
+            cases, problems = _unique(cases), [*found, *_repeated(cases), *named, *_own_images(cases)]
             break
     else:
         return [], problems

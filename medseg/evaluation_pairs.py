@@ -9,6 +9,7 @@ from typing import Any
 
 from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
 from medseg.evaluation_names import match_names, shorter_names, some
+from medseg.tables import named_as_pooled
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 from medseg.volumes_dicom_grid import SEG_FIX
 from medseg.volumes_inputs import check_unique, one_kind
@@ -113,7 +114,7 @@ def match_folders(
         images: folder of the images that belong to them, named alike or, as nnU-Net does, with `_0000` behind.
 
     Raises:
-        DataError: a folder is missing or empty, or not a single name of a reference occurs in one of the others.
+        DataError: a folder is missing or empty, or not a single name of a reference occurs in one of the others; E352.
     """
     wanted = find_predictions(references, "references")
     present = find_predictions(predictions)
@@ -122,6 +123,8 @@ def match_folders(
     if not wanted.keys() & present.keys():
         wanted, present, notes = _without_more(wanted, present, probabilities)
     shown = {} if images is None else _named_images(Path(images), wanted)
+    if taken := named_as_pooled(wanted):
+        raise taken[0]
     if not wanted.keys() & present.keys():
         raise DataError(
             "no prediction has the name of a reference", code="E350", file=predictions,

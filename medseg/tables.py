@@ -26,6 +26,7 @@ __all__ = [
     "ScoreRow",
     "all_scores",
     "main_metric",
+    "named_as_pooled",
     "quote_cell",
     "read_cases",
     "read_summary",
@@ -58,6 +59,16 @@ class ScoreRow:
 
 
 COLUMNS = tuple(field.name for field in fields(ScoreRow))
+
+
+def named_as_pooled(files: Mapping[str, Path | None]) -> list[DataError]:
+    """What to say of a case with the name that pooled scores have: its own scores would be taken for those of all.
+
+    >>> named_as_pooled({"liver_7": None}), named_as_pooled({"all cases": None})[0].code
+    ([], 'E352')
+    """
+    message, fix = f"tables call the scores of all cases together `{POOLED}`: no case can have this name", "rename it"
+    return [DataError(message, code="E352", case=case, file=f, fix=fix) for case, f in files.items() if case == POOLED]
 
 
 def all_scores(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

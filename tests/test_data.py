@@ -355,6 +355,16 @@ def test_missing_files_of_dataset_json_are_told_together(msd):
     assert [(p.code, p.case) for p in found] == [("E350", "x_1"), ("E350", "x_2")]
 
 
+def test_no_case_is_called_as_tables_call_all_of_them(msd):
+    """Its scores were taken for pooled ones, and left out of means, reports and comparisons."""
+    for folder in ("imagesTr", "labelsTr"):
+        (msd / "T" / folder / "x_1.nii.gz").rename(msd / "T" / folder / "all cases.nii.gz")
+    names = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("all cases", "x_2")]
+    rewrite(msd, training=names)
+    (problem,) = problems_of(lambda: find_cases(make_spec(**MSD), msd), 3)
+    assert (problem.code, problem.case, Path(problem.file).name) == ("E352", "all cases", "all cases.nii.gz")
+
+
 def test_one_case_twice_in_dataset_json(msd):
     entry = {"image": "./imagesTr/x_1.nii.gz", "label": "./labelsTr/x_1.nii.gz"}
     rewrite(msd, training=[entry, entry])

@@ -925,6 +925,16 @@ def test_label_texts():
     assert count_workers(8, 3) == 3
 
 
+def test_a_case_called_as_the_line_of_pooled_scores_is_refused(folders):
+    """Its scores were taken for pooled ones, and left out of the means."""
+    for folder in ("ref", "pred"):
+        save(folders / folder / f"{POOLED}.nii.gz", cube())
+    with pytest.raises(DataError, match="no case can have this name") as caught:
+        evaluate(folders / "pred", folders / "ref", labels="1=cube", metrics=["Dice"])
+    assert (caught.value.code, caught.value.case) == ("E352", "all cases")
+    assert caught.value.file == str(folders / "ref" / "all cases.nii.gz")
+
+
 def test_large_volumes_are_scored_in_as_many_processes_as_memory_allows(folders, monkeypatch):
     (folders / "ref" / "case_9.nii.gz").write_bytes(b"no image")  # told by who reads it
     save(folders / "ref" / "case_8.nii.gz", cube(shape=(20, 18, 40)))

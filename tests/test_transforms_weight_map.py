@@ -218,6 +218,8 @@ def test_class_weights_by_class():
         ({"class_weights": "equal"}, UsageError),
         ({"class_weights": 2.0}, UsageError),
         ({"class_weights": [1.0, "x"]}, UsageError),
+        ({"class_weights": ["1", "2"]}, UsageError),
+        ({"class_weights": "12"}, UsageError),
         ({"class_weights": {0: 1.0, 1: None}}, UsageError),
         ({"w0": "x"}, UsageError),
         ({"spacing": ["x", 1.0]}, GeometryError),

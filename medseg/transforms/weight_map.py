@@ -260,9 +260,10 @@ def _by_class(given: Any) -> dict[int, float] | None:
     if given is None or (isinstance(given, str) and given == "balanced"):
         return None
     try:
-        pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
-        by_class = {kind: share if isinstance(share, str) else float(share) for kind, share in pairs}
+        pairs = list(given.items() if isinstance(given, Mapping) else enumerate(given))
+        by_class = {kind: float(share) for kind, share in pairs}
         sound = all(0 <= share < math.inf for share in by_class.values())
+        sound = sound and not any(isinstance(share, str) for _, share in pairs)  # "2" is none
     except (TypeError, ValueError):  # a number where several are needed, or what is none
         sound, by_class = False, {}
     if not sound:
