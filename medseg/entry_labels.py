@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from medseg.data_case import Case
 from medseg.errors import LabelError, MedsegError, collect
@@ -20,6 +21,7 @@ __all__ = ["LabelFacts", "are_numbered", "look_at_labels", "may_be_objects", "sp
 
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
+_HALVED = {0, 63, 64, 127, 128, 191, 255}  # means of four pixels that are 0 or 255, rounded one way or the other
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -49,7 +51,7 @@ def look_at_labels(
     which is told unless the labels are `named`.
 
     Raises:
-        DataError: a label is refused, or holds what compression left of it (JPEG).
+        DataError: a label is refused, or holds what compression left of it (JPEG), or halving of a mask of 0 and 255.
     """
     if cases[0].label is None:
         masks = [path for case in cases for path in case.instances]
@@ -64,6 +66,7 @@ def look_at_labels(
     grey: list[Case] = []  # those with values
     most = (0, Path())  # colours in a file, and which
     problems: list[MedsegError] = []
+    halved: dict[Path, bool] = {}  # labels with values between 0 and 255: whether these lie along borders of the two
     segments: dict[str, str] = {}  # names of segments, by their folded names
     for case in chosen:
         assert case.label is not None
@@ -89,8 +92,22 @@ def look_at_labels(
         numbers.add(len(found[found != 0]))
         values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
         grey.append(case)
+        if dims == 2 and _HALVED.issuperset(found.tolist()) and np.any((found > 0) & (found < 255)):
+            halved[case.label] = _between_both(volume.array[0])
     if problems:
         raise collect(problems)
+    told = named or values.keys() <= set(listed)
+    if (
+        halved
+        and all(halved.values())
+        and len(_HALVED & values.keys()) == 5
+        and _HALVED.issuperset(values)
+        and not told
+    ):
+        text = "masks that were halved with smoothing"
+        fix = "make masks of what is above 127, saved as PNG or TIFF; if these are classes, name them (--names)"
+        found = f"{sorted(values)}: the values between lie along borders of 0 and 255 alone"
+        raise LabelError(text, code="E330", file=next(iter(halved)), expected="0 and one value", found=found, fix=fix)
     fix = "save the labels as PNG or TIFF with one value for each class"
     if full_suffix(chosen[0].label or "") in (".jpg", ".jpeg") and (len(values) > 2 or len(colours) > 2):
         found, kind = f"{len(values)} values, {len(colours)} colours", "JPEG blurs label values"
@@ -134,6 +151,17 @@ def unread_labels(cases: Sequence[Case], affine: str) -> list[MedsegError]:
             except MedsegError as error:
                 problems += error.problems
     return problems
+
+
+def _between_both(label: np.ndarray) -> bool:
+    """Whether what is neither 0 nor 255 lies (but for a tenth) within one pixel of both, where no class would.
+
+    >>> _between_both(np.array([[0, 64, 255], [0, 191, 255]])), _between_both(np.array([[0, 64, 64, 64, 255]]))
+    (True, False)
+    """
+    black, white = (ndimage.binary_dilation(label == value, np.ones((3, 3))) for value in (0, 255))
+    middle = (label > 0) & (label < 255)
+    return bool((black & white)[middle].mean() >= 0.9)
 
 
 def may_be_objects(values: int, counts: Collection[int]) -> bool:

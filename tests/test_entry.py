@@ -720,6 +720,26 @@ def test_labels_that_compression_has_blurred(tmp_path):
     assert [(problem.code, Path(problem.file).name) for problem in problems] == [("E330", "b.png")] * 3
 
 
+def test_masks_that_were_halved_are_told_from_classes_of_the_same_greys(tmp_path):
+    """Means of four pixels of 0 and 255 are 64, 128 and 191: five classes, it was said."""
+    y, x = np.mgrid[:64, :64]
+    thick = np.select([x < 12 * n for n in range(1, 5)], [0, 64, 128, 191], 255)
+    for i in range(3):
+        save(tmp_path / f"img/{i}.png", noise(i, (32, 32)))
+        disc = Image.fromarray(np.where((y - 30) ** 2 + (x - 33) ** 2 < (18 + i) ** 2, 255, 0).astype(np.uint8))
+        save(tmp_path / f"half/{i}.png", np.asarray(disc.reduce(2)))
+        save(tmp_path / f"line/{i}.png", np.where((y == x) & (i == 1), 128, np.asarray(disc))[16:48, 16:48])
+        save(tmp_path / f"thick/{i}.png", thick[::2, ::2])
+        save(tmp_path / f"mixed/{i}.png", thick[::2, ::2] if i == 2 else np.asarray(disc.reduce(2)))
+    (problem,) = refused(lambda: add(tmp_path, labels="half/*.png"), 3)
+    assert (problem.code, Path(problem.file).name) == ("E330", "0.png")
+    assert problem.found.startswith("[0, 64, 128, 191, 255]")
+    add_dataset("half", tmp_path, images="img/*.png", labels="half/*.png", names="64=a,128=b,191=c,255=d")
+    for folder, count in (("thick", 5), ("mixed", 5), ("line", 3)):
+        add_dataset(folder, tmp_path, images="img/*.png", labels=f"{folder}/*.png")
+        assert len(load_dataset(folder, root=tmp_path).labels) == count
+
+
 def test_labels_that_are_all_empty(tmp_path):
     fill(tmp_path, label=np.zeros((16, 18)))
     (problem,) = refused(lambda: add(tmp_path), 3)
