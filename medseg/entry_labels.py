@@ -159,7 +159,7 @@ def _between_both(label: np.ndarray) -> bool:
     >>> _between_both(np.array([[0, 64, 255], [0, 191, 255]])), _between_both(np.array([[0, 64, 64, 64, 255]]))
     (True, False)
     """
-    black, white = (ndimage.binary_dilation(label == value, np.ones((3, 3))) for value in (0, 255))
+    black, white = (np.asarray(ndimage.binary_dilation(label == v, np.ones((3, 3))), bool) for v in (0, 255))
     middle = (label > 0) & (label < 255)
     return bool((black & white)[middle].mean() >= 0.9)
 
