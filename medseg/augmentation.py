@@ -38,18 +38,43 @@ class Augmentation:
         self.components = tuple(components)
         self.transforms: list[Any] = [build_component(component, "transform") for component in self.components]
 
+    def context(
+        self, patch: Sequence[int], room: Sequence[int], spacings: Sequence[Sequence[float]] = ()
+    ) -> tuple[int, ...]:
+        """Voxels per side to read around each patch, so that the image itself is turned in and not its mirror image.
+
+        Only for a transform that asks for it (`reach`) and comes first: what is done before it would be done to all of
+        that. At most half a patch, and no more than there is; () for none.
+
+        Args:
+            patch: voxels per axis.
+            room: voxels per axis that the largest image has beyond a patch.
+            spacings: sizes of voxels of the samples that may come.
+
+        >>> turn = Augmentation([Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": 90})])
+        >>> turn.context((101, 101), (500, 8)), turn.context((101, 101), (0, 0))
+        ((21, 8), ())
+        """
+        if not self.transforms or not hasattr(self.transforms[0], "reach"):
+            return ()
+        reach = self.transforms[0].reach(patch, spacings)
+        around = tuple(min(r, p // 2, max(0, n)) for r, p, n in zip(reach, patch, room, strict=True))
+        return around if any(around) else ()
+
     def __call__(
         self,
         batch: Mapping[str, torch.Tensor],
         seeds: Sequence[int],
         spacings: Sequence[Sequence[float]] | None = None,
+        context: Sequence[int] = (),
     ) -> dict[str, torch.Tensor]:
         """Transformed batch: tensors (B, C, *patch), on the device of the given ones.
 
         Args:
-            batch: name -> (B, C, *patch).
+            batch: name -> (B, C, *(patch + 2 * context)).
             seeds: one per sample; equal seeds give equal results, whatever the other samples are.
             spacings: size of a voxel of each sample; rotations happen in millimetres.
+            context: as `context` gave it for these patches.
         """
         result = dict(batch)
         with _without_meta():
@@ -57,7 +82,8 @@ class Augmentation:
                 own = [derive_seed(seed, number) for seed in seeds]
                 try:
                     if hasattr(transform, "apply_batch"):
-                        result = _at_once(transform, result, own, spacings)
+                        around = {"context": tuple(context)} if context and number == 0 else {}
+                        result = _at_once(transform, result, own, spacings, **around)
                     else:
                         result = _one_by_one(transform, result, own)
                 except MedsegError:
@@ -98,16 +124,21 @@ def finish_targets(
 
 
 def _at_once(
-    transform: Any, batch: dict[str, torch.Tensor], seeds: list[int], spacings: Sequence[Sequence[float]] | None
+    transform: Any,
+    batch: dict[str, torch.Tensor],
+    seeds: list[int],
+    spacings: Sequence[Sequence[float]] | None,
+    **options: Any,
 ) -> dict[str, torch.Tensor]:
     kinds = {tuple(map(float, spacing)) for spacing in spacings or ()}
     if len(kinds) <= 1:
-        options = {"spacing": next(iter(kinds))} if kinds and _takes_spacing(transform) else {}
+        if kinds and _takes_spacing(transform):
+            options["spacing"] = next(iter(kinds))
         return dict(transform.apply_batch(batch, seeds, **options))
     parts = []
     for position, (seed, spacing) in enumerate(zip(seeds, spacings or (), strict=True)):
         one = {name: values[position : position + 1] for name, values in batch.items()}
-        parts.append(_at_once(transform, one, [seed], [spacing]))
+        parts.append(_at_once(transform, one, [seed], [spacing], **options))
     return {name: torch.cat([part[name] for part in parts]) for name in batch}
 
 

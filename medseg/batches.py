@@ -150,7 +150,7 @@ class BatchMaker(Dataset):
         try:
             tensors = batch.tensors
             if augmentation is not None:
-                tensors = augmentation(tensors, batch.seeds, batch.spacings)
+                tensors = augmentation(tensors, batch.seeds, batch.spacings, self.reader.context)
             return replace(batch, tensors=finish_targets(tensors, self.ignore, self.outside_fov))
         except MedsegError as error:
             error.case = error.case or ", ".join(batch.cases)

@@ -60,12 +60,15 @@ class PatchReader:
             the case are equally likely.
         slices: of a volume's slice, this many neighbours on either side come as further channels (2.5-D): all slices
             of the first channel in their order, then those of the next; mirrored at the volume's ends.
+        context: voxels per side that are read around each patch for the transform that turns and scales it, which
+            takes them off; mirrored beyond the image.
     """
 
     patch: tuple[int, ...]
     margin: tuple[int, ...]
     foreground: float
     slices: int = 0
+    context: tuple[int, ...] = ()
 
     def start(self, stored: Any, draw: Draw) -> tuple[int, ...]:
         """First voxel of the patch of a stored case; negative where it reaches beyond the image."""
@@ -90,15 +93,19 @@ class PatchReader:
         return tuple(start)
 
     def read(self, stored: Any, start: Sequence[int]) -> dict[str, torch.Tensor]:
-        """image, label, and weight and fov where the case has them, each (C, *patch), where the case's arrays are."""
-        size = self._on(stored.shape, self.patch, 1)
+        """image, label, and weight and fov where the case has them, each (C, *patch), where the case's arrays are; with
+        a context (C, *(patch + 2 * context))."""
+        around = self.context or (0,) * len(self.patch)
+        patch = tuple(p + 2 * c for p, c in zip(self.patch, around, strict=True))
+        size = self._on(stored.shape, patch, 1)
+        start = [s - c for s, c in zip(start, self._on(stored.shape, around, 0), strict=True)]
         found = {}
         for name in ARRAYS:
             if name not in stored.arrays:
                 continue
             if name == "image" and self.slices and len(size) > len(self.patch):
                 wider = (*start[:-1], start[-1] - self.slices), (*size[:-1], 2 * self.slices + 1)
-                found[name] = torch.as_tensor(stored.read(name, *wider)).movedim(-1, 1).reshape(-1, *self.patch)
+                found[name] = torch.as_tensor(stored.read(name, *wider)).movedim(-1, 1).reshape(-1, *patch)
             else:
                 array = torch.as_tensor(stored.read(name, start, size))
                 found[name] = array[..., 0] if len(size) > len(self.patch) else array

@@ -1,18 +1,41 @@
-"""What a pipeline's patch does on these cases that it was not asked for: transforms it limits, work it wastes."""
+"""How a pipeline's patches are read from these cases, and what they do there that was not asked for: transforms that
+they limit, work that they waste."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseg.augmentation import Augmentation
+from medseg.config import Pipeline
 from medseg.patches import PatchReader
 
-__all__ = ["patch_notices"]
+__all__ = ["patch_notices", "patch_reader"]
 
 _WASTE = 0.2  # of a patch, from which it is told
+
+
+def patch_reader(
+    pipeline: Pipeline, margin: tuple[int, ...], augmentation: Augmentation, training: Mapping[str, Any]
+) -> PatchReader:
+    """The reader of a run's patches, with the context that its augmentation takes off again.
+
+    Args:
+        pipeline: its size of a patch, share around structures and neighbouring slices.
+        margin: what an unpadded network cuts off.
+        augmentation: whose first transform is asked how far it looks beyond a patch.
+        training: stored cases by id: there is no context where no image is larger than the patch.
+    """
+    patch = tuple(pipeline.train.patch)
+    reader = PatchReader(patch, margin, pipeline.train.foreground, pipeline.train.context_slices)
+    cases = training.values()
+    largest = (max(sizes) for sizes in zip(*(case.shape[: len(patch)] for case in cases), strict=True))
+    room = [n - p for n, p in zip(largest, patch, strict=True)]
+    context = augmentation.context(patch, room, sorted({reader.spacing(case) for case in cases}))
+    return dataclasses.replace(reader, context=context)
 
 
 def patch_notices(

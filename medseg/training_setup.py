@@ -27,9 +27,8 @@ from medseg.engine_recompute import recompute_activations
 from medseg.engine_replicas import choose_replicas
 from medseg.errors import ConfigError, LabelError, MedsegError, UsageError, collect
 from medseg.hardware import Hardware, fast_layout
-from medseg.patches import PatchReader
 from medseg.training_intensity import intensity_notices
-from medseg.training_patch import patch_notices
+from medseg.training_patch import patch_notices, patch_reader
 
 __all__ = ["Prepared", "build_step", "choose_split", "prepare"]
 
@@ -153,7 +152,7 @@ def prepare(
     maker = BatchMaker(
         held,
         _epoch_samples(pipeline, len(training)),
-        PatchReader(tuple(pipeline.train.patch), margin, pipeline.train.foreground, pipeline.train.context_slices),
+        patch_reader(pipeline, margin, augmentation, training),
         batch=pipeline.train.batch,
         seed=pipeline.train.seed,
         augmentation=None if on_device else augmentation,

@@ -10,11 +10,13 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import write_cases
+from tiny import tiny_pipeline, write_cases
 
 from medseg import engine_stream
 from medseg.augmentation import Augmentation, finish_targets
@@ -26,6 +28,7 @@ from medseg.data import find_cases
 from medseg.engine_stream import BatchStream
 from medseg.errors import DataError, ResourceError, TrainingError
 from medseg.patches import Draw, PatchReader, stack
+from medseg.training_patch import patch_reader
 
 NOISE = (Component("RandGaussianNoised", {"prob": 1.0, "std": 0.5}), Component("RandFlipd", {"prob": 0.5}))
 
@@ -124,6 +127,72 @@ def test_an_image_smaller_than_the_patch_stands_in_its_middle(stored):
     start = reader.start(stored["c0"], Draw.of(0, 3))
     assert (start[0], start[2]) == (-8, -1)
     assert reader.read(stored["c0"], start)["image"].shape == (1, 32, 8, 13)
+
+
+def test_context_is_what_lies_around_a_patch_and_is_mirrored_beyond_the_image(stored):
+    case = stored["c1"]
+    reader, wider = PatchReader((8, 8, 8), (0, 0, 0), 0.5), PatchReader((8, 8, 8), (0, 0, 0), 0.5, context=(4, 0, 3))
+    pad = [(0, 0), (4, 4), (0, 0), (3, 3)]
+    for seed in range(20):
+        start = reader.start(case, Draw.of(seed, 3))
+        assert wider.start(case, Draw.of(seed, 3)) == start
+        found = wider.read(case, start)
+        for name in ("image", "label"):
+            whole = np.pad(case.read(name), pad, mode="reflect")
+            wanted = whole[:, start[0] : start[0] + 16, start[1] : start[1] + 8, start[2] : start[2] + 14]
+            assert np.array_equal(found[name], wanted)
+    slices = PatchReader((8, 8), (0, 0), 0.5, slices=1, context=(2, 3)).read(case, (3, 4, 5))
+    whole = np.pad(case.read("image")[0], [(2, 2), (3, 3), (0, 0)], mode="reflect")
+    assert np.array_equal(slices["image"], whole[3:15, 4:18, 4:7].transpose(2, 0, 1))
+
+
+class Ramp:
+    """An image that holds its own first coordinate: what is mirrored in is seen by its value."""
+
+    def __init__(self):
+        self.shape, self.places, self.affine = (64, 64, 64), {}, np.eye(4)
+        self.arrays = {"image": None, "label": None}
+
+    def read(self, name, start, size):
+        at = np.arange(start[0], start[0] + size[0], dtype=np.float32 if name == "image" else np.int32)
+        return np.tile(at[:, None, None], (1, 1, *size[1:]))
+
+
+def test_patches_are_turned_in_the_image_itself():
+    turn = Augmentation([Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": 40})])
+    reader = PatchReader((16, 16, 16), (0, 0, 0), 0.0)
+    context = turn.context((16, 16, 16), (48, 48, 48))
+    assert context == (6, 6, 6)  # a corner lies 7.5 sqrt(3) = 13 from the centre, the border 7.5
+    for around, beyond in (((), False), (context, True)):
+        one = BatchMaker({"a": Ramp()}, 20, replace(reader, context=around), batch=20, seed=1, augmentation=turn)
+        image = one[0, 0].tensors["image"]
+        assert image.shape == (20, 1, 16, 16, 16)
+        starts = torch.tensor([reader.start(Ramp(), Draw.of(s.seed, 3))[0] for s in one.samples((0, 0))])
+        low, high = image.flatten(1).amin(1) - starts, image.flatten(1).amax(1) - starts - 15
+        assert bool(((low < -0.1) & (high > 0.1)).all()) == bool(((low < -0.1) | (high > 0.1)).any()) == beyond
+        # of a ramp that is turned a ramp remains, all second differences are 0; mirrors bend it
+        bent = max(float(image.diff(n=2, dim=axis).abs().max()) for axis in (2, 3, 4))
+        assert bent < 1e-4 if beyond else bent > 0.1
+
+
+def test_a_runs_reader_has_the_context_that_its_first_transform_asks_for():
+    def context(patch, shapes, components):
+        cases = {str(n): SimpleNamespace(shape=shape, affine=np.diag([2.0, 1, 1, 1])) for n, shape in enumerate(shapes)}
+        reader = patch_reader(tiny_pipeline(patch=patch), (0,) * len(patch), Augmentation(components), cases)
+        assert reader.patch == tuple(patch)
+        return reader.context
+
+    turn = Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": [0, 0, 90]})
+    # about the last axis, rows twice as far apart: 15 mm and 7.5 mm to a side, 16.8 mm to a corner
+    assert context([16, 16, 16], [(64, 64, 64)], [turn]) == (1, 8, 0)  # half a patch instead of 10
+    assert context([16, 16, 16], [(64, 16, 64), (16, 19, 64)], [turn, *NOISE]) == (1, 3, 0)
+    assert context([16, 16, 16], [(16, 16, 16), (8, 8, 64)], [turn]) == ()
+    assert context([16, 16], [(64, 64, 1)], [Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": 90})]) == (
+        1,
+        8,
+    )
+    assert context([16, 16, 16], [(64, 64, 64)], [*NOISE, turn]) == ()  # noise would be made for all of it
+    assert context([16, 16, 16], [(64, 64, 64)], NOISE) == context([16, 16, 16], [(64, 64, 64)], []) == ()
 
 
 def test_slices_lie_on_the_last_axis(stored):

@@ -19,16 +19,20 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def reference_warp(image: np.ndarray, warp: Warp, order: int) -> np.ndarray:
-    """The definition by scipy: image(flip(c + A (x + u(x) - c))), mirrored at the border voxels' centres."""
-    centre = (np.array(image.shape) - 1) / 2
-    x = np.stack(np.meshgrid(*[np.arange(n) for n in image.shape], indexing="ij")).astype(np.float64)
+def reference_warp(image: np.ndarray, warp: Warp, order: int, context: tuple[int, ...] | None = None) -> np.ndarray:
+    """The definition by scipy: image(flip(c + A (x + u(x) - c))), mirrored at the border voxels' centres; with a
+    context c, u and x are the patch's, and the image is mirrored where it ends itself."""
+    beside = np.array(context or (0,) * image.ndim)
+    shape = np.array(image.shape) - 2 * beside
+    centre = (shape - 1) / 2
+    x = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")).astype(np.float64)
     if warp.field is not None:
         x = x + evaluate(warp.field.coefficients[None], warp.field.matrices)[0].numpy()
     column = centre.reshape(-1, *[1] * image.ndim)
     at = np.einsum("ab,b...->a...", np.eye(image.ndim) if warp.affine is None else warp.affine, x - column)
     at[list(warp.flips)] *= -1
-    return ndimage.map_coordinates(image.astype(np.float64), at + column, order=order, mode="mirror")
+    at = at + column + beside.reshape(column.shape)
+    return ndimage.map_coordinates(image.astype(np.float64), at, order=order, mode="mirror")
 
 
 @pytest.mark.parametrize("shape", [(48, 61), (21, 34, 27)])
@@ -187,6 +191,56 @@ def test_batch_equals_its_samples(shape):
         assert torch.equal(out["label"][b], alone["label"][0])
         warp = deform.draw(shape, seeded(seed))
         torch.testing.assert_close(deform.apply({"image": batch["image"][b]}, warp)["image"], out["image"][b])
+
+
+def padded_by_numpy(array: torch.Tensor, context: tuple[int, ...]) -> np.ndarray:
+    return np.pad(array.numpy(), [(0, 0), (0, 0), *((c, c) for c in context)], mode="reflect")
+
+
+@pytest.mark.parametrize(("shape", "context"), [((40, 44), (12, 0)), ((12, 14, 10), (3, 5, 4))])
+@pytest.mark.parametrize("prob", [1.0, 0.5])
+def test_with_context_the_image_is_turned_in_and_not_its_mirror_image(shape, context, prob):
+    deform = RandElasticDeformationd(sigma=3.0, rotate=60, scale=[0.8, 1.2], flip=True, prob=prob)
+    seeds, size = [1, 2, 3, 4], [n + 2 * c for n, c in zip(shape, context, strict=True)]
+    image = torch.rand(4, 2, *size, generator=seeded())
+    blocks = torch.randint(0, 4, (4, 1, *[n // 6 + 1 for n in size]), generator=seeded(1))
+    for axis, n in enumerate(size):
+        blocks = blocks.repeat_interleave(6, dim=axis + 2).narrow(axis + 2, 0, n)
+    out = deform.apply_batch({"image": image, "label": blocks.to(torch.uint8)}, seeds, context=context)
+    assert out["image"].shape == (4, 2, *shape)
+    assert out["label"].shape == (4, 1, *shape)
+    for b, seed in enumerate(seeds):
+        warp = deform.draw(shape, seeded(seed))  # the same as without a context
+        wanted = reference_warp(image[b, 1].numpy(), warp, 1, context)
+        np.testing.assert_allclose(out["image"][b, 1], wanted, atol=1e-3)
+        assert (out["label"][b, 0].numpy() != reference_warp(blocks[b, 0].numpy(), warp, 0, context)).mean() < 2e-3
+
+
+def test_where_nothing_looks_beyond_the_border_context_changes_nothing():
+    deform = RandElasticDeformationd(sigma=0.0, scale=[1.2, 1.5], rotate=5)
+    assert deform.reach((64, 64)) == (0, 0)
+    batch = {"image": torch.rand(3, 1, 64, 64, generator=seeded())}
+    wider = {"image": torch.from_numpy(padded_by_numpy(batch["image"], (7, 9)))}
+    out = deform.apply_batch(wider, [1, 2, 3], context=(7, 9))["image"]
+    torch.testing.assert_close(out, deform.apply_batch(batch, [1, 2, 3])["image"], atol=1e-4, rtol=0)
+
+
+def test_how_far_a_patch_looks_beyond_its_border():
+    def reach(shape=(101, 51), spacings=(), **options):
+        return RandElasticDeformationd(**{"sigma": 0.0, **options}).reach(shape, spacings)
+
+    assert reach() == reach(flip=True) == reach(rotate=90, prob=0.0) == (0, 0)
+    # the corners lie sqrt(50^2 + 25^2) = 55.9 from the centre, and so far along each axis when turned to it
+    assert reach(rotate=180) == (6, 31)
+    # by 10 degrees: 50 cos + 25 sin = 53.6 and 25 cos + 50 sin = 33.3
+    assert reach(rotate=10) == (4, 9)
+    assert reach(scale=[0.5, 2.0]) == (50, 25)
+    # rows twice as far apart: 100 mm and 25 mm from the centre; 103.1 mm are 51.5 rows
+    assert reach(rotate=180, spacings=[(2.0, 1.0)]) == (2, 79)
+    assert reach(rotate=180, spacings=[(2.0, 1.0), (1.0, 1.0)]) == (6, 79)
+    assert reach((400, 400), sigma=5.0) == (15, 15)  # three standard deviations
+    # about the last axis alone: 20 sqrt(2) = 28.3
+    assert reach((41, 41, 41), rotate=[0, 0, 90]) == (9, 9, 0)
 
 
 def test_an_option_does_not_change_what_the_others_draw():

@@ -156,6 +156,31 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         reach = largest_sigma(shape, grid)
         return tuple(min(self.sigma / s, r) for s, r in zip(step.tolist(), reach, strict=True))
 
+    def reach(self, shape: Sequence[int], spacings: Sequence[Sequence[float]] = ()) -> tuple[int, ...]:
+        """Voxels per side of each axis by which a patch of this shape looks beyond its border, at most.
+
+        What 256 draws of rotation, scaling and shear reach, and three standard deviations of displacement: with that
+        much context in `apply_batch`, next to nothing of a patch is mirrored.
+
+        Args:
+            shape: voxels of the patch per axis.
+            spacings: sizes of voxels that may come; cubes when there are none.
+
+        >>> RandElasticDeformationd(sigma=0, rotate=90).reach((101, 101)), RandElasticDeformationd().reach((64, 64))
+        ((21, 21), (15, 15))
+        """
+        if self.prob == 0:
+            return (0,) * len(shape)
+        half = (np.array(shape) - 1) / 2
+        draws = (self._draw_affine(np.ones(len(shape)), torch.Generator().manual_seed(k)) for k in range(256))
+        turns = np.stack([np.eye(len(shape)) if draw is None else draw for draw in draws])
+        furthest = half
+        for spacing in spacings or [(1.0,) * len(shape)]:
+            step = np.asarray(spacing, dtype=np.float64)
+            far = half + 3 * np.array(self.applied_sigma(shape, spacing))
+            furthest = np.maximum(furthest, (np.abs(turns * step[None, :] / step[:, None]) @ far).max(axis=0))
+        return tuple(int(n) for n in np.ceil(furthest - half))
+
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
         """Draw for one sample: `self.warp`."""
         first = next((data[key] for key in self.key_iterator(dict(data))), None)
@@ -183,6 +208,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         batch: Mapping[Hashable, Any],
         generators: Sequence[int | torch.Generator],
         spacing: Sequence[float] | None = None,
+        context: Sequence[int] = (),
     ) -> dict[Hashable, Any]:
         """Deform a batch of (B, C, *spatial) tensors on their device, each sample by its own seed.
 
@@ -190,9 +216,11 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
             batch: key -> tensor; other entries and missing keys pass.
             generators: B seeds, or B generators on the CPU.
             spacing: of all samples; that of the first array when it is a MetaTensor, else cubes.
+            context: voxels per side of each axis by which the arrays reach beyond the patches that come out: what is
+                turned in there is the image itself, and only what lies beyond that is mirrored. See `reach`.
 
         Returns:
-            The same keys. Sample b is what `draw` and `apply` give for its seed.
+            The same keys, without the context. Sample b is what `draw` and `apply` give for its seed.
         """
         sample = dict(batch)
         arrays = {key: plain(sample[key]) for key in self.key_iterator(sample)}
@@ -206,7 +234,9 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
         if spacing is None and isinstance(sample[key], MetaTensor):
             spacing = spacing_of(sample[key], dims=first.ndim - 2)
         sources = [g if isinstance(g, torch.Generator) else torch.Generator().manual_seed(int(g)) for g in generators]
-        warps = self.draw_batch(first.shape[2:], sources, spacing)
+        around = tuple(context) or (0,) * (first.ndim - 2)
+        shape = [n - 2 * c for n, c in zip(first.shape[2:], around, strict=True)]
+        warps = [dataclasses.replace(w, context=around) for w in self.draw_batch(shape, sources, spacing)]
         for key, array in warp_sample(arrays, warps, linear=self.linear).items():
             sample[key] = like(array, sample[key])
         return sample

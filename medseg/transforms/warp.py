@@ -1,7 +1,8 @@
 """One resampling for everything spatial: a displacement field, an affine map and flips become one set of positions.
 
 The identity and the affine map ride on the displacement field's own matrix products as two further columns per axis, so
-that composing them costs nothing. Positions beyond the border are mirrored at the border voxels' centres.
+that composing them costs nothing. Positions beyond the border of the input (which may reach beyond the patch that comes
+out, so that there is something to be turned in) are mirrored at the border voxels' centres.
 """
 
 from __future__ import annotations
@@ -33,12 +34,19 @@ class Warp:
         field: displacement, or None.
         affine: (D, D) matrix about the patch's centre, voxel to voxel, or None.
         flips: axes that are mirrored.
+        context: voxels per side of each axis by which the input reaches beyond the patch; () for none.
     """
 
     shape: tuple[int, ...]
     field: Field | None = None
     affine: np.ndarray | None = None
     flips: tuple[int, ...] = ()
+    context: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """Voxels of the input per axis: the patch and its context."""
+        return tuple(n + 2 * c for n, c in zip(self.shape, self.context or (0,) * len(self.shape), strict=True))
 
     @property
     def moves(self) -> bool:
@@ -69,8 +77,8 @@ def warp_sample(
     """Warp all arrays of a batch alike: those named in `linear` linearly, the others by nearest neighbour.
 
     Args:
-        arrays: key -> (B, C, *spatial), all of one spatial shape, on one device.
-        warps: B of them.
+        arrays: key -> (B, C, *spatial), all of the warps' spatial shape and their context, on one device.
+        warps: B of them, of one shape and context.
         linear: keys that are interpolated linearly; integer arrays among them become float32.
 
     Raises:
@@ -79,11 +87,11 @@ def warp_sample(
     """
     if not warps:
         return dict(arrays)
-    shape = warps[0].shape
+    source = warps[0].source
     for key, array in arrays.items():
         found = tuple(array.shape[2:])
-        if found != shape:
-            raise GeometryError("arrays of one sample differ in shape", field=str(key), expected=shape, found=found)
+        if found != source:
+            raise GeometryError("arrays of one sample differ in shape", field=str(key), expected=source, found=found)
         if array.shape[0] != len(warps):
             raise UsageError("one warp per sample is needed", field=str(key), expected=array.shape[0], found=len(warps))
     out = {k: a.float() if k in linear and not a.is_floating_point() else a for k, a in arrays.items()}
@@ -106,8 +114,8 @@ def _by_slabs(
     arrays: Mapping[Any, torch.Tensor], warps: Sequence[Warp], linear: Sequence[Any]
 ) -> dict[Any, torch.Tensor]:
     """The samples that move, slab by slab: positions and indices stay in the CPU's cache."""
-    done = {key: torch.empty_like(array, memory_format=torch.contiguous_format) for key, array in arrays.items()}
     shape = warps[0].shape
+    done = {key: array.new_empty((*array.shape[:2], *shape)) for key, array in arrays.items()}
     thick = max(1, _SLAB * shape[0] // math.prod(shape))
     for b, warp in enumerate(warps):
         if not warp.moves:
@@ -149,6 +157,9 @@ class _Positions:
 
 
 def _flip_only(array: torch.Tensor, warps: Sequence[Warp]) -> torch.Tensor:
+    if any(warps[0].context):
+        middle = (slice(c, c + n) for c, n in zip(warps[0].context, warps[0].shape, strict=True))
+        array = array[(..., *middle)].contiguous()
     if not any(warp.flips for warp in warps):
         return array
     return torch.stack([a.flip([1 + f for f in w.flips]) if w.flips else a for a, w in zip(array, warps, strict=True)])
@@ -160,12 +171,12 @@ def _coefficients(warp: Warp) -> tuple[torch.Tensor, list[torch.Tensor]]:
     matrix = np.eye(dims) if warp.affine is None else np.asarray(warp.affine, dtype=np.float64)
     signs = np.ones(dims)
     signs[list(warp.flips)] = -1
-    # position = 2 / (n - 1) * (voxel - centre), so an affine map about the centre has no constant term
+    # position = 2 / (n - 1) * (voxel - centre), n of the input, so an affine map about the centre has no constant term
     if min(shape) < 2:
         raise UsageError(
             "no rotation or scaling on this shape", field="shape", expected="axes of 2 or more voxels", found=shape
         )
-    matrix = (2 * signs / (np.array(shape) - 1))[:, None] * matrix
+    matrix = (2 * signs / (np.array(warp.source) - 1))[:, None] * matrix
     if warp.field is None:
         total = np.zeros((dims,) + (2,) * dims)
         matrices = [_linear_columns(n) for n in shape]
