@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from medseg.data_case import Case
 from medseg.errors import LabelError, MedsegError, collect
@@ -159,6 +158,8 @@ def _between_both(label: np.ndarray) -> bool:
     >>> _between_both(np.array([[0, 64, 255], [0, 191, 255]])), _between_both(np.array([[0, 64, 64, 64, 255]]))
     (True, False)
     """
+    from scipy import ndimage  # wrong arguments are told before it is loaded
+
     black, white = (np.asarray(ndimage.binary_dilation(label == v, np.ones((3, 3))), bool) for v in (0, 255))
     middle = (label > 0) & (label < 255)
     return bool((black & white)[middle].mean() >= 0.9)

@@ -132,8 +132,9 @@ def test_a_series_of_folds_goes_on_where_it_stopped(place, capsys, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     before = (made[0] / "last.pt").stat().st_mtime_ns
     # a run of other choices beside it, and one of the same fold that was begun and left
+    runs = set((place / "my runs" / "tiny").iterdir())
     assert call(*command[:-6], *options, "-o", place / "my runs", "--set", "train.seed=9") == 0
-    other = max((place / "my runs" / "tiny").glob("*_fold0"))
+    (other,) = set((place / "my runs" / "tiny").iterdir()) - runs  # begun in the same second, it has another suffix
     other.rename(other.with_name("0000-00-00_000000_fold0"))
     begun = train(place / "tiny.yaml", data=place / "data", output=place / "my runs", fold=1, progress=False)
     (begun / "status.json").write_text('{"state": "interrupted"}')
