@@ -44,7 +44,8 @@ class Augmentation:
         """Voxels per side to read around each patch, so that the image itself is turned in and not its mirror image.
 
         Only for a transform that asks for it (`reach`) and comes first: what is done before it would be done to all of
-        that. At most half a patch, and no more than there is; () for none.
+        that. At most half a patch, in 3-D a quarter, so that four times a patch's voxels are read at most, and no more
+        than there is; () for none.
 
         Args:
             patch: voxels per axis.
@@ -57,8 +58,8 @@ class Augmentation:
         """
         if not self.transforms or not hasattr(self.transforms[0], "reach"):
             return ()
-        reach = self.transforms[0].reach(patch, spacings)
-        around = tuple(min(r, p // 2, max(0, n)) for r, p, n in zip(reach, patch, room, strict=True))
+        reach, part = self.transforms[0].reach(patch, spacings), 2 if len(patch) < 3 else 4
+        around = tuple(min(r, p // part, max(0, n)) for r, p, n in zip(reach, patch, room, strict=True))
         return around if any(around) else ()
 
     def __call__(

@@ -152,9 +152,15 @@ def check_augmentations() -> None:
                 continue
             seen.add(key)
             augmentation = Augmentation([component])
-            expected = finish_targets(augmentation(batch, [1, 2], [[1.0] * dims] * 2), 2)
-            moved = {key: values.to(DEVICE) for key, values in batch.items()}
-            found = finish_targets(augmentation(moved, [1, 2], [[1.0] * dims] * 2), 2)
+            around = augmentation.context([16] * dims, [4] * dims)
+            # of the 24 voxels 16 and the context around them, for what takes one
+            box = (slice(4 - c, 20 + c) for c in around) if around else (slice(None),) * dims
+            cut = (slice(None), slice(None), *box)
+            given = {key: values[cut] for key, values in batch.items()}
+            options = ([1, 2], [[1.0] * dims] * 2, around)
+            expected = finish_targets(augmentation(given, *options), 2)
+            moved = {key: values.to(DEVICE) for key, values in given.items()}
+            found = finish_targets(augmentation(moved, *options), 2)
             for key, values in found.items():
                 assert values.device.type == "second", f"{name}, {component.name}: {key} is on the CPU"
                 torch.testing.assert_close(values.cpu(), expected[key], rtol=1e-4, atol=1e-4)

@@ -159,10 +159,10 @@ class Ramp:
 
 
 def test_patches_are_turned_in_the_image_itself():
-    turn = Augmentation([Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": 40})])
+    turn = Augmentation([Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": 15})])
     reader = PatchReader((16, 16, 16), (0, 0, 0), 0.0)
     context = turn.context((16, 16, 16), (48, 48, 48))
-    assert context == (6, 6, 6)  # a corner lies 7.5 sqrt(3) = 13 from the centre, the border 7.5
+    assert context == (4, 4, 4)  # 7.5 (cos 15 + 2 sin 15) = 11.1 from the centre at most, the border 7.5
     for around, beyond in (((), False), (context, True)):
         one = BatchMaker({"a": Ramp()}, 20, replace(reader, context=around), batch=20, seed=1, augmentation=turn)
         image = one[0, 0].tensors["image"]
@@ -184,7 +184,7 @@ def test_a_runs_reader_has_the_context_that_its_first_transform_asks_for():
 
     turn = Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": [0, 0, 90]})
     # about the last axis, rows twice as far apart: 15 mm and 7.5 mm to a side, 16.8 mm to a corner
-    assert context([16, 16, 16], [(64, 64, 64)], [turn]) == (1, 8, 0)  # half a patch instead of 10
+    assert context([16, 16, 16], [(64, 64, 64)], [turn]) == (1, 4, 0)  # a quarter of a patch instead of 10
     assert context([16, 16, 16], [(64, 16, 64), (16, 19, 64)], [turn, *NOISE]) == (1, 3, 0)
     assert context([16, 16, 16], [(16, 16, 16), (8, 8, 64)], [turn]) == ()
     assert context([16, 16], [(64, 64, 1)], [Component("RandElasticDeformationd", {"sigma": 0.0, "rotate": 90})]) == (

@@ -257,11 +257,12 @@ def test_probability():
 
 
 @pytest.mark.gpu
-def test_gpu_equals_cpu():
+@pytest.mark.parametrize("context", [(), (2, 0, 4)])
+def test_gpu_equals_cpu(context):
     batch = {"image": torch.rand(2, 1, 24, 24, 24), "label": torch.randint(0, 4, (2, 1, 24, 24, 24))}
     deform = RandElasticDeformationd(rotate=20, flip=True)
-    there = deform.apply_batch({k: v.cuda() for k, v in batch.items()}, [1, 2])
-    here = deform.apply_batch(batch, [1, 2])
+    there = deform.apply_batch({k: v.cuda() for k, v in batch.items()}, [1, 2], context=context)
+    here = deform.apply_batch(batch, [1, 2], context=context)
     torch.testing.assert_close(there["image"].cpu(), here["image"], atol=1e-4, rtol=0)
     assert float((there["label"].cpu() != here["label"]).float().mean()) < 1e-3
 
