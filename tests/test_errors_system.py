@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from other_user import as_other_user, needs_other_user
 from test_cli import run
 
 import medseg
@@ -24,40 +21,15 @@ from medseg.volumes_inputs import list_inputs
 LONG = "x" * 300
 
 
-def as_other_user(work: Callable[[Path], Any]) -> Any:
-    """What `work` gives in a folder of this user, in a process that may not read everything (root may)."""
-    context = multiprocessing.get_context("fork")
-    folder, results = Path(tempfile.mkdtemp()), context.Queue()
-
-    def start() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setuid(65534)
-        try:
-            results.put(work(folder))
-        except MedsegError as error:
-            results.put(error)
-        except BaseException as error:
-            results.put(repr(error))
-
-    try:
-        folder.chmod(0o755)
-        for name in ("run/best.pt", "run/pipeline.yaml", "locked/best.pt"):
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(b"PK, no more than its beginning")
-        (folder / "run" / "best.pt").chmod(0o000)
-        (folder / "locked").chmod(0o000)
-        process = context.Process(target=start)
-        process.start()
-        found = results.get(timeout=60)
-        process.join(60)
-        return found
-    finally:
-        (folder / "locked").chmod(0o755)
-        shutil.rmtree(folder)
+def make_unreadable(folder: Path) -> None:
+    for name in ("run/best.pt", "run/pipeline.yaml", "locked/best.pt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"PK, no more than its beginning")
+    (folder / "run" / "best.pt").chmod(0o000)
+    (folder / "locked").chmod(0o000)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks, and takes another user's number")
+@needs_other_user
 @pytest.mark.parametrize(
     ("work", "code", "file"),
     [
@@ -69,7 +41,7 @@ def as_other_user(work: Callable[[Path], Any]) -> Any:
 )
 def test_what_may_not_be_read_is_named(work, code, file):
     """Python's own PermissionError, or on the screen E500 with its text."""
-    error = as_other_user(work)
+    error = as_other_user(make_unreadable, work)
     assert isinstance(error, MedsegError), error
     assert (error.code, Path(error.file or "").name, error.found) == (code, file, "Permission denied")
     assert "no permission" in error.message

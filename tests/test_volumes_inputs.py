@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import corpus
 import numpy as np
 import pytest
+from other_user import as_other_user, needs_other_user
 
 from medseg.config import DatasetSpec
 from medseg.data import find_cases
@@ -86,40 +82,23 @@ def test_an_input_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     assert [case_id(path) for path in list_inputs(["in"])] == ["a", "b", "c"]
 
 
-def as_other_user(work: Callable[[Path], Any]) -> Any:
-    """What `work` gives in a folder of this user, in a process that may not read everything (root may)."""
-    context = multiprocessing.get_context("fork")
-    folder, results = Path(tempfile.mkdtemp()), context.Queue()
-
-    def start() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setuid(65534)
-        try:
-            results.put(work(folder))
-        except MedsegError as error:
-            results.put([(problem.code, Path(problem.file or "").name) for problem in error.problems])
-
-    try:
-        folder.chmod(0o755)
-        for name in ("p1", "p2", "p3"):
-            (folder / name).mkdir()
-            for part in ("ct", "seg"):
-                (folder / name / f"{name}_{part}.nii.gz").write_bytes(corpus.packed(corpus.nifti(corpus.image())))
-        (folder / "p2").chmod(0o000)  # neither its names nor its files
-        (folder / "p3").chmod(0o444)  # its names, but not its files
-        process = context.Process(target=start)
-        process.start()
-        found = results.get(timeout=60)
-        process.join(60)
-        return found
-    finally:
-        for name in ("p2", "p3"):
-            (folder / name).chmod(0o755)
-        shutil.rmtree(folder)
+def make_locked_patients(folder: Path) -> None:
+    for name in ("p1", "p2", "p3"):
+        (folder / name).mkdir()
+        for part in ("ct", "seg"):
+            (folder / name / f"{name}_{part}.nii.gz").write_bytes(corpus.packed(corpus.nifti(corpus.image())))
+    (folder / "p2").chmod(0o000)  # neither its names nor its files
+    (folder / "p3").chmod(0o444)  # its names, but not its files
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks, and takes another user's number")
+def told(found: Any) -> Any:
+    """Code and file of each problem, where there are any."""
+    if isinstance(found, MedsegError):
+        return [(problem.code, Path(problem.file or "").name) for problem in found.problems]
+    return found
+
+
+@needs_other_user
 @pytest.mark.parametrize("pattern", ["", "*", "*/*_ct.nii.gz"])
 def test_folders_that_cannot_be_read_are_inputs_that_fail(pattern: str) -> None:
     def work(folder: Path) -> list[str]:
@@ -133,16 +112,19 @@ def test_folders_that_cannot_be_read_are_inputs_that_fail(pattern: str) -> None:
         return told
 
     files = ["p1_ct.nii.gz"] if "_ct" in pattern else ["p1_ct.nii.gz", "p1_seg.nii.gz"]
-    assert as_other_user(work) == [*files, "p2 E308", "p3 E308"]
+    assert as_other_user(make_locked_patients, work) == [*files, "p2 E308", "p3 E308"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks, and takes another user's number")
+@needs_other_user
 @pytest.mark.parametrize("pattern", ["{id}/{id}", "p2/{id}"])
 def test_cases_in_folders_that_cannot_be_read_are_not_left_out_of_a_data_set(pattern: str) -> None:
     facts = {"name": "set", "title": "A set", "modality": "CT", "dims": 3, "channels": ["ct"], "unit": "mm"}
     files = [{"training": {"image": f"{pattern}_ct.nii.gz", "label": f"{pattern}_seg.nii.gz"}}]
     spec = DatasetSpec.from_dict({**facts, "labels": {0: "background", 1: "thing"}, "files": files})
     wanted = [("E308", name) for name in (["p2", "p3"] if pattern.startswith("{") else ["p2"])]
-    assert as_other_user(lambda folder: [case.id for case in find_cases(spec, folder)]) == wanted
+    found = as_other_user(make_locked_patients, lambda folder: [case.id for case in find_cases(spec, folder)])
+    assert told(found) == wanted
     # nor of one that is to be described
-    assert as_other_user(lambda folder: expand(folder, files[0]["training"]["image"], "--images")) == wanted[:1]
+    image = files[0]["training"]["image"]
+    found = as_other_user(make_locked_patients, lambda folder: expand(folder, image, "--images"))
+    assert told(found) == wanted[:1]
