@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.errors import MedsegError, ResourceError
+from medseg.errors import MedsegError, ResourceError, listed
 from medseg.errors_system import system_error
 
 DataOption = Annotated[
@@ -197,8 +197,7 @@ def show_summary(result: Any, metrics: Sequence[str] | None = None, *, title: st
         ("extra", "predictions without a reference, not scored"),
         ("resampled", "predictions on another grid, resampled as asked"),
     ):
-        if listed := cases.get(name):
-            more = f" ... {len(listed)} in all" if len(listed) > 10 else ""
-            say(f"{text}: {', '.join(listed[:10])}{more}")
+        if found := cases.get(name):
+            say(f"{text}: {listed(found, 10)}")
     for text in dict.fromkeys(result.summary.get("notes", ())):
         say(f"note: {text}")

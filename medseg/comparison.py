@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, MedsegError, UsageError, collect
+from medseg.errors import DataError, MedsegError, UsageError, collect, listed
 from medseg.errors_arguments import checked
 from medseg.files import write_json, write_text
 from medseg.run import newest_run
@@ -270,8 +270,7 @@ def _known(metric: str) -> Any:
 
 
 def _shown(keys: Mapping[tuple[str, str], Any]) -> str:
-    names = [" ".join(key) for key in keys]
-    return ", ".join(names[:6]) + (f" ... {len(names)} in all" if len(names) > 6 else "")
+    return listed(map(" ".join, keys), 6)
 
 
 def _signed(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from medseg.files import written_suffix
 from medseg.volumes import case_id, natural_key
 from medseg.volumes_inputs import SUFFIXES, closed_folders
 
-__all__ = ["PLACEHOLDER", "by_pattern", "compile_pattern", "id_of", "match_images", "match_pattern"]
+__all__ = ["PLACEHOLDER", "by_pattern", "compile_pattern", "fill", "id_of", "match_images", "match_pattern"]
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -71,7 +71,7 @@ def _pattern_case(
     def one(pattern: str | None, what: str, *, needed: bool) -> Path | None:
         if pattern is None:
             return None
-        target = root / _fill(pattern, values)
+        target = root / fill(pattern, values)
         if not target.exists() and not target.is_symlink():
             if needed:
                 fix = f"add the {what}, or remove the image"
@@ -91,11 +91,11 @@ def _pattern_case(
     if files.instances is not None and "*" in files.instances:
         # of what is written, `*` alone means more than itself; nothing in a case's own names does
         written = "*".join(map(glob.escape, files.instances.split("*")))
-        pattern = _fill(written, {name: glob.escape(value) for name, value in values.items()})
+        pattern = fill(written, {name: glob.escape(value) for name, value in values.items()})
         instances = sorted((root / text for text in glob.glob(pattern, root_dir=root)), key=natural_key)
         instances = [p for p in (stay_inside(path, root, spec, problems, name) for path in instances) if p is not None]
         if not instances and needed:
-            place, fix = root / _fill(files.instances, values), "add its masks; for no objects, one mask that is all 0"
+            place, fix = root / fill(files.instances, values), "add its masks; for no objects, one mask that is all 0"
             problems.append(DataError("no instance mask for an image", code="E350", case=name, file=place, fix=fix))
     elif (single := one(files.instances, "instance label", needed=needed)) is not None:
         instances = [single]
@@ -120,7 +120,8 @@ def _orphans(files: PartFiles, found: list[dict[str, str]], root: Path) -> Itera
         own = tuple((key, values[key]) for key in found[0])
         if own not in known and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
             name, fix = id_of(values, None), "add the image, or remove the label"
-            expected, other = _fill(files.image[0], values), _other_kind(root / _fill(files.image[0], values))
+            expected = fill(files.image[0], values)
+            other = _other_kind(root / expected)
             if any(name.startswith(start) and not name[len(start)].isalnum() for start in ids):
                 fix = "an image has one label: move those of other observers elsewhere, or add the image"
             if other is not None:
@@ -189,7 +190,8 @@ def _is_of(pattern: str, text: str, values: dict[str, str], least: int) -> bool:
     return match is not None and match.groupdict() != values
 
 
-def _fill(pattern: str, values: dict[str, str]) -> str:
+def fill(pattern: str, values: Mapping[str, str]) -> str:
+    """The pattern with a text in the place of each placeholder."""
     return PLACEHOLDER.sub(lambda match: values[match[1]], pattern)
 
 

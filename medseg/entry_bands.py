@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.data_case import Case
-from medseg.errors import DataError, MedsegError, collect
+from medseg.errors import DataError, MedsegError
 from medseg.volumes import Geometry, find_format, read_geometry, read_image
 
 __all__ = ["look_at_bands", "read_header"]
@@ -65,18 +65,16 @@ def _are_channels(picture: Path, nan: str | float) -> bool:
     return False
 
 
+def _is_coloured(picture: Path, nan: str | float) -> bool:
+    try:
+        read_image(picture, dims=2, colour="grey", nan=nan)
+    except MedsegError as error:  # what else is wrong is told by who reads it for what it is
+        return error.code == "E314"
+    return False
+
+
 def _colour(pictures: Sequence[Path], bands: Counter[int], notes: list[str], nan: str | float) -> str:
-    problems: list[MedsegError] = []
-    coloured = False
-    for picture in pictures:
-        try:
-            read_image(picture, dims=2, colour="luma" if coloured else "grey", nan=nan)
-        except MedsegError as error:
-            coloured = coloured or error.code == "E314"
-            problems += [] if error.code == "E314" else error.problems
-    if problems:
-        raise collect(problems)
-    if coloured:
+    if any(_is_coloured(picture, nan) for picture in pictures):
         if {1, 2} & set(bands) and len(bands) > 1:
             found = ", ".join(f"{count} with {n} channels" for n, count in bands.most_common())
             fix = "convert them to one kind, or give a pattern for each kind and make two data sets"

@@ -8,7 +8,7 @@ from typing import Any
 from medseg.config_dataset import Layout
 from medseg.data_folder import read_dataset_json
 from medseg.entry_pairing import no_signs
-from medseg.errors import ConfigError, collect
+from medseg.errors import ConfigError, collect, listed
 
 __all__ = ["from_folder"]
 
@@ -21,10 +21,8 @@ def from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
     """
     if not (root / place / "dataset.json").exists():
         message, expected = "the folder has no dataset.json", "an MSD or nnU-Net folder, which describes itself"
-        fix = (
-            "describe it with --images and --labels, or --csv; annotations in JSON (COCO, LabelMe) are not read: draw "
-        )
-        fix += "them into one label image for each image"
+        fix = "describe it with --images and --labels, or --csv; annotations in JSON (COCO, LabelMe) are not read: "
+        fix += "draw them into one label image for each image"
         raise ConfigError(
             message, code="E119", field="--folder", file=root / place, expected=expected, found=_content(root / place),
             fix=fix,
@@ -49,7 +47,7 @@ def from_folder(root: Path, place: str) -> tuple[Layout, dict[str, Any]]:
 
 def _content(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["a file"]
-    return ", ".join(names[:5]) + (f" ... {len(names)} in all" if len(names) > 5 else "") or "nothing"
+    return listed(names) or "nothing"
 
 
 def _labels(table: Any, file: Path) -> dict[str, Any]:

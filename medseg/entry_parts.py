@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from medseg.data_case import PART_NAMES, PARTS, Case
-from medseg.data_pattern import PLACEHOLDER, compile_pattern
+from medseg.data_pattern import PLACEHOLDER, compile_pattern, fill
 
 __all__ = ["parts_of", "tell_parts"]
 
@@ -37,9 +37,9 @@ def parts_of(files: Mapping[str, str], images: Sequence[str]) -> tuple[dict[str,
             why = f"because {'_'.join(same[0])} is in several"
             fix = "rename the files, or give a table with the columns id and split"
             return {}, [f"folders {', '.join(folders)} are NOT taken as parts, {why}: {fix}"]
-        left = {f"{{{names[-1]}}}": "{id}"} if len(names) == 2 else {}
+        left = {other: f"{{{other}}}" for other in names} if len(names) > 2 else {names[-1]: "{id}"}
         found = {
-            part: {key: _replaced(pattern, {f"{{{name}}}": parts[part], **left}) for key, pattern in files.items()}
+            part: {key: fill(pattern, {**left, name: parts[part]}) for key, pattern in files.items()}
             for part in PARTS
             if part in parts
         }
@@ -52,9 +52,3 @@ def tell_parts(cases: Iterable[Case]) -> list[str]:
     counts = Counter(case.split for case in cases)
     told = ", ".join(f"{counts[part]} {part}" for part in PARTS if counts[part])
     return [f"parts: {told}"] if counts.keys() - {"training"} else []
-
-
-def _replaced(text: str, table: Mapping[str, str]) -> str:
-    for old, new in table.items():
-        text = text.replace(old, new)
-    return text

@@ -29,7 +29,7 @@ splits, E36x checkpoints), E4xx cases failed, E5xx environment. docs/errors.md l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "UsageError",
     "collect",
     "counted",
+    "listed",
 ]
 
 SHOWN = 20  # problems printed on screen; all of them are in `.problems`
@@ -200,6 +201,16 @@ def counted(number: int, what: str) -> str:
     ('1 case', '2 cases', '0 images')
     """
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """The first names, and how many there are where that is not all, for messages.
+
+    >>> listed(["a", "b"]), listed("abcd", most=2)
+    ('a, b', 'a, b ... 4 in all')
+    """
+    texts = list(map(str, names))
+    return ", ".join(texts[:most]) + (f" ... {len(texts)} in all" if len(texts) > most else "")
 
 
 def _one_line(text: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.files import safe_stem
 from medseg.volumes import case_id
 
-__all__ = ["match_names", "shorter_names", "some"]
+__all__ = ["match_names", "shorter_names"]
 
 
 def match_names(images: Mapping[str, Sequence[Path]], present: Mapping[str, Path]) -> dict[str, str | None]:
@@ -34,7 +34,7 @@ def match_names(images: Mapping[str, Sequence[Path]], present: Mapping[str, Path
         if name is not None and name not in own and len(owners[name]) > 1:
             raise DataError(
                 "images of several cases have the name of this file", code="E352", file=present[name],
-                expected=f"the id of one of them: {some(owners[name])}", found=name, fix="name each file as its case",
+                expected=f"the id of one of them: {listed(owners[name])}", found=name, fix="name each file as its case",
             )  # fmt: skip
     return found
 
@@ -61,9 +61,3 @@ def shorter_names(names: Iterable[str], others: Iterable[str]) -> dict[str, str]
         if all(found.values()) and len(set(found.values())) == len(names) and pairs > best[0]:
             best = pairs, found
     return best[1]
-
-
-def some(names: Iterable[str]) -> str:
-    """The first names, and how many there are."""
-    names = list(names)
-    return ", ".join(names[:5]) + (f" ... {len(names)} in all" if len(names) > 5 else "")

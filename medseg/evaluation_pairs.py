@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect
-from medseg.evaluation_names import match_names, shorter_names, some
+from medseg.errors import DataError, GeometryError, MedsegError, UsageError, collect, listed
+from medseg.evaluation_names import match_names, shorter_names
 from medseg.tables import named_as_pooled
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 from medseg.volumes_dicom_grid import SEG_FIX
@@ -121,14 +121,18 @@ def match_folders(
     probabilities = _probabilities(Path(predictions))
     notes: list[str] = []
     if not wanted.keys() & present.keys():
-        wanted, present, notes = _without_more(wanted, present, probabilities)
+        if names := shorter_names(wanted, present):
+            wanted, notes = _renamed(wanted, names), _told("references", names)
+        elif names := shorter_names(present, wanted):
+            present, probabilities = _renamed(present, names), _renamed(probabilities, names)
+            notes = _told("predictions", names)
     shown = {} if images is None else _named_images(Path(images), wanted)
     if taken := named_as_pooled(wanted):
         raise taken[0]
     if not wanted.keys() & present.keys():
         raise DataError(
             "no prediction has the name of a reference", code="E350", file=predictions,
-            expected=some(wanted), found=some(present), fix=_renaming(present),
+            expected=listed(wanted), found=listed(present), fix=_renaming(present),
         )  # fmt: skip
     pairs = [
         Pair(case, path, present.get(case), images=shown.get(case, ()), probabilities=probabilities.get(case))
@@ -137,22 +141,14 @@ def match_folders(
     return pairs, sorted(present.keys() - wanted.keys()), notes
 
 
-def _without_more(
-    wanted: dict[str, Path], present: dict[str, Path], probabilities: dict[str, Path]
-) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
-    """References and predictions by the names of the side that has the shorter ones; `probabilities` too."""
-    for what, long, short in (("references", wanted, present), ("predictions", present, wanted)):
-        if not (names := shorter_names(long, short)):
-            continue
-        name = next(iter(names))
-        note = f"The {what}' names have more text than the others': {name} was taken as {names[name]}, and so on."
-        renamed = {names[case]: path for case, path in long.items()}
-        if what == "references":
-            return renamed, present, [note]
-        stored = {names[case]: path for case, path in probabilities.items() if case in names}
-        probabilities |= stored
-        return wanted, renamed, [note]
-    return wanted, present, []
+def _renamed(files: Mapping[str, Path], names: Mapping[str, str]) -> dict[str, Path]:
+    """The files that have a shorter name, under it."""
+    return {names[name]: path for name, path in files.items() if name in names}
+
+
+def _told(what: str, names: Mapping[str, str]) -> list[str]:
+    name = next(iter(names))
+    return [f"The {what}' names have more text than the others': {name} was taken as {names[name]}, and so on."]
 
 
 def pair_cases(
@@ -194,7 +190,7 @@ def pair_cases(
     if not any(pair.prediction for pair in pairs):
         raise DataError(
             "no prediction has the name of a case", code="E350", file=predictions,
-            expected=some(pair.case for pair in pairs), found=some(present), fix=_renaming(present),
+            expected=listed(pair.case for pair in pairs), found=listed(present), fix=_renaming(present),
         )  # fmt: skip
     return pairs, sorted(present.keys() - used)
 
@@ -262,7 +258,7 @@ def _named_images(folder: Path, wanted: Iterable[str]) -> dict[str, tuple[Path, 
     if not any(found.values()):
         raise DataError(
             "no image has the name of a reference", code="E350", field="images", file=folder,
-            expected=some(wanted), found=some(files), fix="name each image as its reference, or leave --images out",
+            expected=listed(wanted), found=listed(files), fix="name each image as its reference, or leave --images out",
         )  # fmt: skip
     return {case: (path,) for case, path in found.items() if path is not None}
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from medseg.errors import listed
 from medseg.report_figures import curve_plot
 
 __all__ = ["hide_paths", "read_log", "read_plain_json", "run_facts", "training_curves"]
@@ -162,8 +163,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        text = ", ".join(_text(v) for v in value[:12]) + (f" ... {len(value)} in all" if len(value) > 12 else "")
-        return text
+        return listed(map(_text, value), 12)
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
     text = str(value)

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import CheckpointError, ResourceError
+from medseg.errors import CheckpointError, ResourceError, listed
 from medseg.files import lock, probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
 
 __all__ = ["RunFolder", "git_state", "is_run", "known_before", "newest_run", "provenance", "seen_before", "versions"]
@@ -136,11 +136,9 @@ def newest_run(path: str | Path) -> Path:
     found = next(filter(None, levels), [])  # runs kept in a folder beside others (`old/`) do not count
     parents = sorted({run.parent for run in found})
     if len(parents) > 1:
-        more = f" ... {len(parents)} in all" if len(parents) > 5 else ""
-        listed = ", ".join(map(str, parents[:5])) + more
         raise CheckpointError(
             "runs of several pipelines lie below this folder", code="E360", file=path, expected="runs of one",
-            found=listed, fix="give one of them",
+            found=listed(parents), fix="give one of them",
         )  # fmt: skip
     # names begin with date and time; the file's own time would change when a run is copied. A run that ended before
     # its first checkpoint is only taken where there is no other
@@ -199,5 +197,5 @@ def seen_before(split: Mapping[str, Any]) -> list[str]:
     """
     if not (known := known_before(split)):
         return []
-    shown = ", ".join(known[:10]) + (f" ... {len(known)} in all" if len(known) > 10 else "")
+    shown = listed(known, 10)
     return [f"Scores of cases that the weights training began with (--init) were trained on are no test: {shown}"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg import files, volumes
-from medseg.data_pattern import PLACEHOLDER, compile_pattern, id_of
+from medseg.data_pattern import PLACEHOLDER, compile_pattern, fill, id_of
 from medseg.errors import MedsegError, counted
 from medseg.inference.outputs import Job, make_job, take_name
 
@@ -80,11 +80,10 @@ def leave_labels(found: Sequence[Path], named: Sequence[str | Path], spec: Any) 
     labels: dict[Path, None] = {}
     for image, others in _beside(spec):
         for other in others:
+            pattern = compile_pattern(other)
             for text, path in by_name.items():
                 folder, _, name = text.rpartition("/")
-                match = compile_pattern(other).fullmatch(name)
-                own = f"{folder}/{_filled(image, match.groupdict())}" if match else text
-                if own != text and own in by_name:
+                if (match := pattern.fullmatch(name)) and f"{folder}/{fill(image, match.groupdict())}" in by_name:
                     labels[path] = None
     kept = labels.keys() & {Path(name) for name in named}
     notes = []
@@ -94,10 +93,6 @@ def leave_labels(found: Sequence[Path], named: Sequence[str | Path], spec: Any) 
     if left := labels.keys() - kept:
         notes.append(f"note: {counted(len(left), 'file')} named like a label of an input, as in {spec.name}: left out")
     return [path for path in found if path not in labels or path in kept], notes
-
-
-def _filled(pattern: str, values: dict[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda place: values[place[1]], pattern)
 
 
 def _beside(spec: Any) -> list[tuple[str, list[str]]]:
