@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from tiny import tiny_pipeline, write_cases
+from tiny import ENTRY, tiny_pipeline, write_cases
 
 from medseg import engine_session, engine_validation, handlers, training
 from medseg.checkpoint import CheckpointStore, load_model, read_state
@@ -37,7 +37,7 @@ from medseg.evaluation import evaluate, pool_runs
 from medseg.export import export_bundle
 from medseg.export_card import model_card
 from medseg.handlers_signals import Signals
-from medseg.networks import ResUNet
+from medseg.networks import ResUNet, UNet
 from medseg.package import traced_network
 from medseg.run import RunFolder
 from medseg.training import find_learning_rate, train
@@ -602,6 +602,32 @@ def test_an_unpadded_network_trains(place):
     network = {"UNet": {"channels": [4, 8], "padding": "valid"}}
     folder = run(place, tiny_pipeline(network=network, patch=[24, 24, 24], epochs=1))
     assert math.isfinite(state_of(folder)["progress"]["history"][0]["loss"])
+
+
+def test_a_run_deforms_in_the_image_around_its_patches(tmp_path, monkeypatch):
+    """From the file to the network: of a ramp that is turned a ramp remains, its mirror image would bend it."""
+    ramp, label = np.tile(np.arange(48, dtype=np.float32)[:, None, None], (1, 48, 48)), np.zeros((48,) * 3, np.uint8)
+    label[20:28, 20:28, 20:28] = 1  # patches are drawn around it: the whole context lies in the image
+    for number in range(3):
+        for name, array in (("images", ramp), ("labels", label)):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / f"data/{name}/c{number}.nii.gz")
+    (tmp_path / "data/datasets.yaml").write_text(ENTRY)
+    patches, forward = [], UNet.forward
+
+    def watched(network, images):
+        if network.training and images.device.type == "cpu":  # not the dry run that estimates memory
+            patches.append(images.detach().clone())
+        return forward(network, images)
+
+    monkeypatch.setattr(UNet, "forward", watched)
+    turn = [{"RandElasticDeformationd": {"sigma": 0.0, "rotate": 15}}]
+    settings = {"dataset": "balls", "foreground": 1.0, "epochs": 1, "patch": [16, 16, 16]}
+    run(tmp_path, tiny_pipeline(preprocess=[], augment=turn, **settings))
+    seen = torch.cat(patches)
+    assert seen.shape == (6, 1, 16, 16, 16)
+    assert max(float(seen.diff(n=2, dim=axis).abs().max()) for axis in (2, 3, 4)) < 1e-4
+    assert min(float(patch.amax() - patch.amin()) for patch in seen) > 15.1  # turned, all of them
 
 
 def test_deep_supervision_and_recomputed_activations_train(place):
