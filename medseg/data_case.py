@@ -13,7 +13,8 @@ __all__ = ["PARTS", "PART_NAMES", "Case", "Problems", "stay_inside"]
 
 PARTS = ("training", "validation", "test")
 # how they are called in tables and folders made elsewhere
-PART_NAMES = {"train": "training", "val": "validation", "valid": "validation", **{part: part for part in PARTS}}
+PART_NAMES = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
+PART_NAMES |= {part: part for part in PARTS}
 Problems = list[MedsegError]
 
 

@@ -36,7 +36,9 @@ def list_cases(spec: DatasetSpec, root: Path) -> tuple[list[Case], Problems]:
         cases, found = reader(layout, spec, root)
         if cases or found:
             named = named_as_pooled({case.id: next(iter(case.images), None) for case in cases})
-            cases, problems = _unique(cases), [*found, *_repeated(cases), *named, *_own_images(cases)]
+            told = {problem.case for problem in found if problem.code == "E352"}  # by a table, with the line
+            repeated = [problem for problem in _repeated(cases) if problem.case not in told]
+            cases, problems = _unique(cases), [*found, *repeated, *named, *_own_images(cases)]
             break
     else:
         return [], problems

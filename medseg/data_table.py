@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ from medseg.component import nearest
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout
 from medseg.data_case import PART_NAMES, PARTS, Case, Problems, stay_inside
+from medseg.data_columns import find_columns, rename_columns
 from medseg.errors import ConfigError, DataError, counted
 from medseg.volumes import case_id
 
-__all__ = ["by_csv", "read_table", "unread_columns"]
+__all__ = ["by_csv", "read_table"]
 
-_COLUMNS = ("id", "image", "label", "instances", "fov", "group", "patient", "split")
 _OTHERS = {"image": ("filename", "file", "img", "scan"), "label": ("mask", "segmentation", "annotation", "target")}
 _MORE = "\n"  # under which the cells beyond the header are found: no column can be called so
 
@@ -27,13 +26,19 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     path = stay_inside(root / str(layout.csv), root, spec, problems, None)
     if path is None or not path.exists():
         return [], problems
-    columns, rows, lines = read_table(path)
+    written, rows, lines = read_table(path)
+    try:
+        columns = find_columns(written, rows, path)
+    except ConfigError as error:
+        return [], list(error.problems)
+    rows = [rename_columns(row, columns) for row in rows]
     many = [f"image_{i}" for i in range(1, len(spec.channels) + 1)]
     images = many if len(spec.channels) > 1 and set(many) <= set(columns) else ["image"]
     if missing := [
         name for name in (*images, "label") if name not in columns and not (name == "label" and "instances" in columns)
     ]:
-        return [], [_missing_column(name, columns, path) for name in missing]
+        left = [column for column in written if column and column not in columns.values()]
+        return [], [_missing_column(name, written, left, path) for name in missing]
     parts = Counter(map(_part, rows))
     if odd := [f"{part} ({counted(count, 'row')})" for part, count in parts.items() if part not in PARTS]:
         message, expected = "parts that are none", ", ".join(PARTS)
@@ -42,6 +47,7 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
             ConfigError(message, code="E119", field="split", file=path, expected=expected, found=found, fix=fix)
         )
     cases = []
+    named: dict[str, int] = {}  # the line in which an id stands first
     for line, row in zip(lines, rows, strict=True):
         where = f"line {line}"
         part = _part(row)
@@ -54,6 +60,11 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
             )
             continue
         name = row.get("id") or case_id(Path(row[images[0]]).name)
+        if name in named:
+            fix = "give each row an id of its own in the column `id`, or remove one of the two"
+            message, found = "two cases have the same id", f"the same id in line {named[name]}"
+            problems.append(ConfigError(message, code="E352", case=name, field=where, file=path, found=found, fix=fix))
+        named.setdefault(name, line)
         paths = {}
         for key in (*images, "label", "instances", "fov"):
             text = row.get(key)
@@ -82,20 +93,14 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     return cases, problems
 
 
-def unread_columns(columns: Sequence[str]) -> list[str]:
-    """The columns of a table of cases that say nothing to medseg."""
-    known = {*_COLUMNS} - ({"patient"} if "group" in columns else set())
-    return [name for name in columns if name and name not in known and not re.fullmatch("image_[0-9]+", name)]
-
-
 def _part(row: Mapping[str, str]) -> str:
     text = row.get("split") or "training"
     return PART_NAMES.get(text.lower(), text)
 
 
-def _missing_column(name: str, columns: Sequence[str], path: Path) -> ConfigError:
-    """E119, with the column that was probably meant."""
-    left = {column.lower(): column for column in unread_columns(columns)}
+def _missing_column(name: str, columns: Sequence[str], unread: Sequence[str], path: Path) -> ConfigError:
+    """E119, with the column among the unread ones that was probably meant."""
+    left = {column.lower(): column for column in unread}
     likely = [column for word in (name, *_OTHERS.get(name, ())) for column in left if word in column]
     near = left[likely[0]] if likely else left.get(nearest(name, left) or "")
     fix = f"rename the column `{near}` to `{name}`, if that is meant" if near else f"add a column `{name}`"
@@ -131,7 +136,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
             rows.append({(name or "").strip(): (text or "").strip() for name, text in row.items()})
             lines.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        fix = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else None
+        fix = "save it as text (CSV) in UTF-8" if isinstance(error, UnicodeDecodeError) else None
         raise ConfigError("cannot read the table", code="E119", file=path, found=error, fix=fix) from None
     if not columns:
         raise ConfigError("the table is empty", code="E119", file=path, expected="a first line with the columns' names")

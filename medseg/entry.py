@@ -13,9 +13,10 @@ from medseg.config_dataset import Layout
 from medseg.config_place import data_root
 from medseg.config_yaml import write_yaml
 from medseg.data_case import Case
+from medseg.data_columns import IMAGE_COLUMN, find_columns, tell_columns
 from medseg.data_layout import list_cases
 from medseg.data_pattern import match_images, match_pattern
-from medseg.data_table import read_table, unread_columns
+from medseg.data_table import read_table
 from medseg.entry_files import below, expand, no_outlines, without_labels
 from medseg.entry_folder import from_folder
 from medseg.entry_labels import are_numbered, look_at_labels, unread_labels
@@ -124,7 +125,7 @@ def describe_files(
     """The facts of `add_dataset`, the cases, and notes, without writing anything."""
     told: dict[str, Any] = {}
     notes: list[str] = []
-    columns: list[str] = []
+    columns: dict[str, str] = {}
     if sum(way is not None for way in (images, folder, csv)) != 1:
         raise UsageError("give one of --images, --folder, --csv", expected="one", found="several or none")
     if images is not None:
@@ -134,8 +135,10 @@ def describe_files(
     else:
         no_outlines([str(csv)], "--csv")
         layout = Layout(csv=below(root, csv or "", links=links))
-        columns, *_ = read_table(root / str(layout.csv))
-        count = sum(re.fullmatch("image_[0-9]+", column) is not None for column in columns)
+        written, rows, _ = read_table(root / str(layout.csv))
+        columns = find_columns(written, rows, root / str(layout.csv))
+        notes = tell_columns(written, columns)
+        count = sum(IMAGE_COLUMN.fullmatch(column) is not None for column in columns)
         told = {"channels": [f"channel {i}" for i in range(1, count + 1)]} if count > 1 else {}
     facts: dict[str, Any] = {
         "name": name, "title": name, "modality": "unknown", "dims": 2, "channels": ["image"], "unit": "px",
@@ -197,9 +200,7 @@ def describe_files(
         *known.notes,
         f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}",
     ]
-    if unread := unread_columns(columns):
-        notes.append(f"columns that are not read: {', '.join(unread)} (a patient's is called group or patient)")
-    if group is not None or {"group", "patient"} & set(columns):
+    if group is not None or {"group", "patient"} & columns.keys():
         number, parts = counted(len(labelled), "case"), counted(len(groups), "group")
         notes.append(f"{number} in {parts}: a group stays together in every split")
     else:

@@ -48,6 +48,8 @@ __all__ = [
     "write_segmentation",
 ]
 
+_DAMAGED = ("E302", "E303", "E304", "E305")  # empty, cut off, wrong checksum, corrupt
+_ANEW = "copy, download or export the file again, or leave its case out"
 _STEPS = 256  # numbers between the least and the largest value of an image, as few as of 8 bits
 
 
@@ -196,14 +198,18 @@ def _guarded(path: Path, case: str | None, action):
     """Whatever a library raises on a damaged file is a refusal of that file."""
     try:
         return action()
-    except MedsegError:
+    except MedsegError as error:
+        if error.fix is None and error.code in _DAMAGED:
+            error.fix = _ANEW
         raise
     except MemoryError:
         fix = "read it on a machine with more memory, or in windows"
         raise FormatError("the image does not fit into memory", code="E306", case=case, file=path, fix=fix) from None
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        raise FormatError("the file is corrupt", code="E305", case=case, file=path, found=found[:300]) from error
+        raise FormatError(
+            "the file is corrupt", code="E305", case=case, file=path, found=found[:300], fix=_ANEW
+        ) from error
 
 
 def _check_kind(geometry: Geometry, dims: int | None, path: Path, case: str | None) -> None:

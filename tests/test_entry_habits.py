@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from test_entry import blob, fill, noise, refused, save
@@ -14,6 +15,7 @@ from medseg.checking import check_cases
 from medseg.config import load_dataset
 from medseg.data_layout import list_cases
 from medseg.entry import add_dataset
+from medseg.volumes import read_image
 
 
 def table(root: Path, head: str, *rows: str) -> Path:
@@ -67,8 +69,8 @@ def test_the_usual_names_of_parts_in_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("head", "fixes"),
     [
-        ("Image,Label", ["rename the column `Image` to `image`", "rename the column `Label` to `label`"]),
-        ("image,mask_path", ["rename the column `mask_path` to `label`"]),
+        ("picture file,truth", ["rename the column `picture file` to `image`", "add a column `label`"]),
+        ("image,mask_of_reader_1", ["rename the column `mask_of_reader_1` to `label`"]),
         ("file_name,label", ["rename the column `file_name` to `image`"]),
         ("image,zzz", ["add a column `label`"]),
     ],
@@ -78,6 +80,73 @@ def test_a_missing_column_names_the_one_that_was_probably_meant(tmp_path, head, 
     file = table(tmp_path, head, *(row.rstrip(",") for row in rows("", "")))
     found = refused(lambda: add_dataset("mine", tmp_path, csv=file), 2)
     assert [str(problem.fix).removesuffix(", if that is meant") for problem in found] == fixes
+
+
+@pytest.mark.parametrize(
+    "written", ["patient_id", "subject", "subject_id", "PatientID", "Patient ID", "patient-id", "participant_id"]
+)
+def test_a_patients_column_in_other_spellings(tmp_path, written):
+    fill(tmp_path)
+    lines = rows("a,1", "a,2", "b,3", "b,4")
+    notes = add_dataset("mine", tmp_path, csv=table(tmp_path, f"image,label,{written},age", *lines)).notes
+    assert [group for *_, group in cases(tmp_path)] == ["a", "a", "b", "b"]
+    assert f"columns that are read: image, label, {written} as patient" in notes
+    assert any(note.startswith("columns that are not read: age ") for note in notes)
+
+
+def test_two_columns_of_patients_that_differ_are_refused(tmp_path):
+    fill(tmp_path)
+    head, same = "image,label,patient,Subject ID", rows("a,s1", "a,s1", "b,s2", "b,s2")
+    add_dataset("mine", tmp_path, csv=table(tmp_path, head, *same))
+    assert [group for *_, group in cases(tmp_path)] == ["a", "a", "b", "b"]
+    for lines in (rows("a,s1", "a,s1", "b,s1", "b,s1"), rows("a,s1", "a,s2", "b,s3", "b,s4")):
+        table(tmp_path, head, *lines)
+        (problem,) = refused(lambda: add_dataset("other", tmp_path, csv="t.csv"), 2)
+        assert (problem.code, problem.field, problem.found) == ("E119", "patient", "patient, Subject ID")
+        (problem,) = list_cases(load_dataset("mine", root=tmp_path), tmp_path)[1]  # of an entry from before
+        assert problem.field == "patient"
+
+
+def test_images_labels_and_split_in_other_spellings(tmp_path):
+    fill(tmp_path)
+    lines = rows("Train,1", "train,2", "val,0", "Testing,0")
+    notes = add_dataset("mine", tmp_path, csv=table(tmp_path, "Image Path,Mask,subset,fold", *lines)).notes
+    assert [part for _, part, _ in cases(tmp_path)] == ["training", "training", "validation", "test"]
+    assert "columns that are read: Image Path as image, Mask as label, subset as split" in notes
+    assert any(note.startswith("columns that are not read: fold ") for note in notes)
+
+
+def test_a_column_that_is_not_surely_the_split_is_not_read(tmp_path):
+    fill(tmp_path)
+    add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,set", *rows("train", "val", "A", "B")))
+    assert [part for _, part, _ in cases(tmp_path)] == ["training"] * 4
+
+
+def test_two_columns_that_may_be_the_label_are_refused_unless_one_is_called_so(tmp_path):
+    fill(tmp_path)
+    lines = [f"img/p{i}_x.png,msk/p{i}_x_mask.png,msk/p0_x_mask.png" for i in range(4)]
+    (problem,) = refused(lambda: add_dataset("a", tmp_path, csv=table(tmp_path, "image,mask,Label", *lines)), 2)
+    assert (problem.code, problem.field, problem.found) == ("E119", "label", "mask, Label")
+    add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,mask", *lines))
+    found = list_cases(load_dataset("mine", root=tmp_path), tmp_path)[0]
+    assert [case.label and case.label.name for case in found] == [f"p{i}_x_mask.png" for i in range(4)]
+
+
+def test_channels_in_other_spellings(tmp_path):
+    fill(tmp_path)
+    lines = [f"img/p{i}_x.png,img/p{i}_x.png,msk/p{i}_x_mask.png" for i in range(4)]
+    entry = add_dataset("mine", tmp_path, csv=table(tmp_path, "Image 1,Image 2,label", *lines)).entry
+    assert entry["channels"] == ["channel 1", "channel 2"]
+
+
+def test_two_rows_of_one_id_are_told_by_their_lines(tmp_path):
+    fill(tmp_path)
+    lines = [*rows("", ""), "", "img/p0_x.png,msk/p1_x_mask.png,"]
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,age", *lines)), 2)
+    assert (problem.code, problem.case, problem.field, problem.found) == (
+        "E352", "p0_x", "line 5", "the same id in line 2",
+    )  # fmt: skip
+    assert problem.file == str(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +276,7 @@ def test_broken_images_and_labels_are_told_together(tmp_path):
     assert [(p.code, Path(str(p.file)).name) for p in found] == [
         ("E302", "p0_x.png"), ("E302", "p1_x.png"), ("E301", "p2_x_mask.png"),
     ]  # fmt: skip
+    assert all("leave its case out" in str(p.fix) for p in found[:2])
 
 
 def test_all_images_that_are_cut_off_are_told(tmp_path):
@@ -216,3 +286,17 @@ def test_all_images_that_are_cut_off_are_told(tmp_path):
         file.write_bytes(file.read_bytes()[:-60])
     found = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
     assert [(p.code, Path(str(p.file)).name) for p in found] == [("E303", "p1_x.png"), ("E303", "p3_x.png")]
+    assert {p.fix for p in found} == {"copy, download or export the file again, or leave its case out"}
+
+
+@pytest.mark.parametrize(("suffix", "code"), [("tif", "E303"), ("jpg", "E305"), ("nii.gz", "E303")])
+def test_damaged_files_of_every_kind_say_what_to_do(tmp_path, suffix, code):
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "nii.gz":
+        nibabel.Nifti1Image(noise(1, (8, 8, 8)).astype(np.int16), np.eye(4)).to_filename(file)
+    else:
+        save(file, noise(1))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (problem,) = refused(lambda: read_image(file), 3)
+    assert problem.code == code
+    assert "again" in str(problem.fix)
