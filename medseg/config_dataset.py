@@ -23,14 +23,16 @@ class PartFiles(Strict):
     """Where the files of one part (training, validation, test) are, as patterns below the data root.
 
     A pattern holds one or more placeholders such as `{id}` or `{video}`, each standing for a piece of a name without
-    `/`. A case's id is the value of `{id}`, or of all placeholders joined by `_`. The same placeholders stand in the
-    patterns of label, instances and fov. `*` is allowed in `instances` alone: one file for each instance.
+    `/`. A case's id is the value of `{id}`, or of all placeholders joined by `_`; or `id` with these in their places
+    (`{id}_train`), where the parts have files of one name. The same placeholders stand in the patterns of label,
+    instances and fov. `*` is allowed in `instances` alone: one file for each instance.
     """
 
     image: Annotated[tuple[Pattern, ...], _ONE_OR_MORE] = Field(min_length=1)
     label: Pattern | None = None
     instances: Pattern | None = None
     fov: Pattern | None = None
+    id: Pattern | None = None
     ids: Pattern | None = None  # a text file with one id in each line: only these cases count
 
     @model_validator(mode="after")
@@ -38,7 +40,7 @@ class PartFiles(Strict):
         wanted = set(_PLACEHOLDER.findall(self.image[0]))
         if not wanted:
             raise ValueError(f"a pattern with {{id}} in `image`, not {self.image[0]!r}")
-        for name in ("image", "label", "instances", "fov"):
+        for name in ("image", "label", "instances", "fov", "id"):
             patterns = self.image if name == "image" else (getattr(self, name) or self.image[0],)
             for pattern in patterns:
                 _check_pattern(name, pattern, wanted)

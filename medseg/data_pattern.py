@@ -31,7 +31,7 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
         if closed := _closed(files, root):
             problems += closed
             continue
-        found = [(id_of(values, path), values, path) for values, path in match_images(files, root)]
+        found = [(id_of(values, path, files.id), values, path) for values, path in match_images(files, root)]
         if not found and files.ids is not None and not (root / files.ids).exists():
             continue  # the set is not here at all, or in another layout
         wanted = None if files.ids is None else _read_ids(files.ids, spec, root, problems)
@@ -113,13 +113,13 @@ def _orphans(files: PartFiles, found: list[dict[str, str]], root: Path) -> Itera
     pattern = files.label or files.instances
     if pattern is None or "*" in pattern:
         return
-    ids = {id_of(values, None) for values in found}
+    ids = {id_of(values, None, files.id) for values in found}
     known = {tuple(values.items()) for values in found}  # a DICOM folder's id is none of its own
     for values, path in match_pattern(pattern, root):
         text = path.relative_to(root).as_posix()
         own = tuple((key, values[key]) for key in found[0])
         if own not in known and not _is_of(files.image[0], text, values, _fixed(pattern) + 1):
-            name, fix = id_of(values, None), "add the image, or remove the label"
+            name, fix = id_of(values, None, files.id), "add the image, or remove the label"
             expected = fill(files.image[0], values)
             other = _other_kind(root / expected)
             if any(name.startswith(start) and not name[len(start)].isalnum() for start in ids):
@@ -195,10 +195,12 @@ def fill(pattern: str, values: Mapping[str, str]) -> str:
     return PLACEHOLDER.sub(lambda match: values[match[1]], pattern)
 
 
-def id_of(values: dict[str, str], path: Path | None) -> str:
-    """The id of the case with these values of the placeholders, whose image lies at `path`."""
+def id_of(values: dict[str, str], path: Path | None, pattern: str | None = None) -> str:
+    """The id of the case with these values of the placeholders, whose image lies at `path`; `pattern`: of the ids."""
     if path is not None and path.is_dir():
         return case_id(path)  # names of DICOM folders may hold the patient's
+    if pattern is not None:
+        return fill(pattern, values)
     return values["id"] if "id" in values else "_".join(values.values())
 
 

@@ -32,18 +32,27 @@ def parts_of(files: Mapping[str, str], images: Sequence[str]) -> tuple[dict[str,
         parts = {PART_NAMES.get(folder.lower(), ""): folder for folder in folders}
         if "training" not in parts or "" in parts or len(parts) < max(2, len(folders)):
             continue
-        twice = Counter(tuple(text for key, text in values.items() if key != name) for values in matches)
-        if (same := twice.most_common(1)[0])[1] > 1:
-            why = f"because {'_'.join(same[0])} is in several"
-            fix = "rename the files, or give a table with the columns id and split"
-            return {}, [f"folders {', '.join(folders)} are NOT taken as parts, {why}: {fix}"]
-        left = {other: f"{{{other}}}" for other in names} if len(names) > 2 else {names[-1]: "{id}"}
+        others = [other for other in names if other != name]
+        twice = Counter(tuple(values[other] for other in others) for values in matches)
+        left = {other: f"{{{other}}}" for other in others} if len(others) > 1 else {names[-1]: "{id}"}
         found = {
             part: {key: fill(pattern, {**left, name: parts[part]}) for key, pattern in files.items()}
             for part in PARTS
             if part in parts
         }
-        return found, [f"folders {', '.join(folders)} are taken as the parts of the set"]
+        notes = [f"folders {', '.join(folders)} are taken as the parts of the set"]
+        if (same := twice.most_common(1)[0])[1] > 1:
+            # at the end, where an expression for --group that begins at the id's begin does not take it for a patient
+            for part, patterns in found.items():
+                patterns["id"] = f"{'_'.join(left.values())}_{parts[part]}"
+            text, place = "_".join(same[0]), parts["training"]
+            notes.append(f"{text} is in several of them: ids end with the folder's name, as in {text}_{place}")
+        return found, notes
+    cases = sorted({values[names[-1]] for values in matches})
+    called = {PART_NAMES.get(case.lower()) for case in cases}
+    if len(names) == 1 and len(cases) > 1 and "training" in called and None not in called:  # train/a.tif, test/a.tif
+        how = "if they are, give a table with the column split"
+        return {}, [f"{', '.join(cases)} are taken as the ids of cases, NOT as parts of the set: {how}"]
     return {}, []
 
 

@@ -15,6 +15,7 @@ from medseg.checking import check_cases
 from medseg.config import load_dataset
 from medseg.data_layout import list_cases
 from medseg.entry import add_dataset
+from medseg.evaluation import evaluate
 from medseg.volumes import read_image
 
 
@@ -197,19 +198,50 @@ def test_numbered_objects_in_folders_called_as_parts(tmp_path):
     assert entry["files"]["validation"] == {"image": "images/val/{id}.png", "instances": "masks/val/{id}.png"}
 
 
-@pytest.mark.parametrize(
-    ("names", "told"),
-    [
-        ([("train", "1"), ("train", "2"), ("val", "1")], True),  # one id twice: such an entry would be refused
-        ([("train", "1"), ("train", "2"), ("monday", "3")], False),
-        ([("val", "1"), ("test", "2")], False),
-    ],
-)
-def test_folders_that_are_no_parts(tmp_path, names, told):
+@pytest.mark.parametrize("names", [[("train", "1"), ("train", "2"), ("monday", "3")], [("val", "1"), ("test", "2")]])
+def test_folders_that_are_no_parts(tmp_path, names):
     parts_tree(tmp_path, "{kind}/{part}/{name}.png", names)
-    notes = add_dataset("mine", tmp_path, images="images/*/*.png", labels="masks/*/*.png").notes
+    add_dataset("mine", tmp_path, images="images/*/*.png", labels="masks/*/*.png")
     assert [case[1] for case in cases(tmp_path)] == ["training"] * len(names)
-    assert any("train, val are NOT taken as parts, because 1 is in several" in note for note in notes) == told
+
+
+@pytest.mark.parametrize("where", ["{kind}/{part}/{name}.png", "{part}/{kind}/{name}.png", "{part}/{name}/{kind}.png"])
+def test_parts_with_files_of_one_name(tmp_path, where):
+    parts_tree(tmp_path, where, [("train", "1"), ("train", "2"), ("val", "1"), ("test", "1")])
+    patterns = [where.format(kind=kind, part="*", name="*") for kind in ("images", "masks")]
+    notes = add_dataset("mine", tmp_path, images=patterns[0], labels=patterns[1]).notes
+    assert [case[:2] for case in cases(tmp_path)] == [
+        ("1_train", "training"), ("2_train", "training"), ("1_val", "validation"), ("1_test", "test"),
+    ]  # fmt: skip
+    assert "1 is in several of them: ids end with the folder's name, as in 1_train" in notes
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+    (tmp_path / where.format(kind="masks", part="val", name="1")).unlink()
+    (problem,) = list_cases(load_dataset("mine", root=tmp_path), tmp_path)[1]
+    assert (problem.code, problem.case) == ("E350", "1_val")
+
+
+@pytest.mark.parametrize("where", ["{kind}/{part}/{name}.png", "{kind}_{part}.png"])
+def test_one_image_in_each_part_is_told(tmp_path, where):
+    parts_tree(tmp_path, where, [("train", "1"), ("test", "1")])
+    patterns = [where.format(kind=kind, part="*", name="*") for kind in ("images", "masks")]
+    notes = add_dataset("mine", tmp_path, images=patterns[0], labels=patterns[1]).notes
+    assert any(note.startswith("test, train are taken as the ids of cases, NOT as parts") for note in notes)
+
+
+def test_patients_who_are_in_several_parts_are_told_where_files_have_one_name(tmp_path):
+    parts_tree(tmp_path, "{kind}/{part}/{name}.png", [("train", "p1_1"), ("train", "p2_1"), ("val", "p1_1")])
+    patterns = {"images": "images/*/*.png", "labels": "masks/*/*.png"}
+    add_dataset("mine", tmp_path, **patterns, group="^(p[0-9]+)_")
+    (problem,) = check_cases(load_dataset("mine", root=tmp_path), tmp_path)
+    assert (problem.code, problem.case) == ("E355", "p1_1_val")
+
+
+def test_masks_of_a_part_with_files_of_one_name_are_scored(tmp_path):
+    parts_tree(tmp_path, "{kind}/{part}/{name}.png", [("train", "1"), ("train", "2"), ("test", "1")])
+    add_dataset("mine", tmp_path, images="images/*/*.png", labels="masks/*/*.png")
+    save(tmp_path / "out/1.png", blob(1))
+    found = evaluate(tmp_path / "out", "mine", data=tmp_path, part="test", metrics="Dice")
+    assert [(row.case, row.value) for row in found.rows] == [("1_test", 1.0)]
 
 
 # --- what is not read, or lies otherwise -------------------------------------------------------------------------
