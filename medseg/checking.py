@@ -25,6 +25,7 @@ from medseg.data import Case, check_leaks, data_root, find_cases, read_channels,
 from medseg.data_layout import list_cases
 from medseg.errors import DataError, LabelError, MedsegError, UsageError, counted
 from medseg.volumes_labels import value_counts
+from medseg.waiting import progress_of
 
 __all__ = ["CheckReport", "check_case", "check_cases", "check_dataset"]
 
@@ -73,7 +74,7 @@ def check_dataset(
         root: the data root.
         only: ids of the cases to read; checks across cases are then left out.
         workers: threads; as many as cores and memory allow when None.
-        progress: show a bar on the terminal's error stream.
+        progress: show on the error stream how far it is: a bar, or without a terminal a line now and then.
 
     Raises:
         UsageError: no such folder, not one case, or an id in `only` that does not exist. Problems of the data are
@@ -133,20 +134,16 @@ def _choose(cases: list[Case], only: Sequence[str] | None) -> list[Case]:
 
 
 def _read_all(cases: list[Case], spec: DatasetSpec, workers: int, progress: bool) -> dict[tuple[str, str], _Finding]:
-    from rich.console import Console
-    from rich.progress import Progress
-
     findings = {}
     with (
-        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        progress_of(f"reading {spec.name}", len(cases), shown=progress) as tick,
         ThreadPoolExecutor(max_workers=workers) as pool,
     ):
-        task = bar.add_task(f"reading {spec.name}", total=len(cases))
         waiting = {pool.submit(_inspect, case, spec): case for case in cases}
         for future in as_completed(waiting):
             case = waiting[future]
             findings[case.id, case.split] = future.result()
-            bar.advance(task)
+            tick()
     return findings
 
 

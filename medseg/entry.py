@@ -19,6 +19,7 @@ from medseg.data_pattern import match_images, match_pattern
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, no_outlines, without_labels
 from medseg.entry_folder import from_folder
+from medseg.entry_grids import unlike_grids
 from medseg.entry_labels import are_numbered, look_at_labels, unread_labels
 from medseg.entry_looking import look_at_images
 from medseg.entry_pairing import instance_pattern, pair_patterns
@@ -171,6 +172,8 @@ def describe_files(
     values = {*listed, told.get("ignore")} - {None} if listed else set()
     named = "labels" in told or names is not None
     known = look_at_labels(labelled, seen.dims, named=named, listed=values, affine=affine)
+    if unlike := unlike_grids(seen.grids, seen.dims, affine):
+        raise collect(unlike)
     if known.segments and names is not None:
         message, fix = "segments of 3D Slicer have names of their own", "leave --names out, or rename them in 3D Slicer"
         raise UsageError(message, field="--names", expected=", ".join(known.labels.values()), found=names, fix=fix)

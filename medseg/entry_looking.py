@@ -13,7 +13,7 @@ from medseg.data_case import Case
 from medseg.entry_bands import look_at_bands, read_header
 from medseg.entry_labels import spread
 from medseg.errors import DataError, MedsegError, collect, counted
-from medseg.volumes import read_image
+from medseg.volumes import Geometry, read_image
 
 __all__ = ["ImageFacts", "look_at_images"]
 
@@ -22,11 +22,15 @@ _IMAGES_READ = 12  # images read whole to learn colours and intensities
 
 @dataclass
 class ImageFacts:
-    """Dimensions, channels and whether pictures are grey or coloured; `notes` are sentences for the user."""
+    """Dimensions, channels and whether pictures are grey or coloured; `notes` are sentences for the user.
+
+    `grids`: the grid of each case's first image, from its header.
+    """
 
     dims: int
     channels: int
     colour: str | None
+    grids: list[tuple[Case, Geometry]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,7 +60,7 @@ def look_at_images(
     pictures = dims == 2
     if pictures:
         _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E318")
-    facts = ImageFacts(dims, 1, None)
+    facts = ImageFacts(dims, 1, None, [(case, geometry) for case, geometry, *_ in seen])
     some = [case for case, *_ in spread(seen, _IMAGES_READ)]
     if pictures:
         counts = Counter(count for *_, count, _ in seen)

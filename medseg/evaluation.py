@@ -125,7 +125,7 @@ def evaluate(
         workers: processes; as many as cores and memory allow when None.
         formats: "markdown", "latex": tables to write beside.
         seed: of the bootstrap.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error, or without a terminal a line now and then.
 
     Returns:
         Evaluation; its `exit_code` is 4 when predictions are missing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -15,6 +15,7 @@ from medseg.errors import MedsegError, ResourceError, UsageError, collect
 from medseg.inference.memory import available_memory
 from medseg.processes import process_pool, without_script
 from medseg.volumes import read_geometry
+from medseg.waiting import progress_of
 
 __all__ = ["count_workers", "largest_reference", "map_cases"]
 
@@ -77,7 +78,7 @@ def map_cases(
         except MedsegError as error:
             problems.extend(error.problems)
 
-    with _bar(title, len(items), progress) as tick:
+    with progress_of(title, len(items), shown=progress) as tick:
         if workers == 1:
             for number, item in enumerate(items):
                 take(number, partial(work, item))
@@ -99,17 +100,3 @@ def _one_thread() -> None:
     # the processes share the cores: a thread pool in each would only make them wait for one another
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

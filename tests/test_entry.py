@@ -616,7 +616,7 @@ def test_a_table(tmp_path):
     add_dataset("mine", tmp_path, csv="t.csv")
     cases = find_cases(load_dataset("mine", root=tmp_path), tmp_path)
     assert [case.group for case in cases] == ["0", "1", "0", "1"]
-    (tmp_path / "t.csv").write_text("\n".join(rows).replace("label", "mask"))
+    (tmp_path / "t.csv").write_text("\n".join(rows).replace("label", "truth"))
     (problem,) = refused(lambda: add_dataset("mine2", tmp_path, csv="t.csv"), 2)
     assert problem.field == "label"
 

@@ -332,3 +332,37 @@ def test_damaged_files_of_every_kind_say_what_to_do(tmp_path, suffix, code):
     (problem,) = refused(lambda: read_image(file), 3)
     assert problem.code == code
     assert "again" in str(problem.fix)
+
+
+def test_labels_on_another_grid_than_their_images_are_told(tmp_path):
+    fill(tmp_path)
+    save(tmp_path / "msk/p1_x_mask.png", blob().T)
+    save(tmp_path / "msk/p2_x_mask.png", blob(shape=(16, 20)))
+    found = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", labels="msk/*.png"), 3)
+    assert [(p.code, p.case, Path(str(p.file)).name, p.found) for p in found] == [
+        ("E320", "p1_x", "p1_x_mask.png", "(18, 16)"), ("E320", "p2_x", "p2_x_mask.png", "(16, 20)"),
+    ]  # fmt: skip
+    assert {p.fix for p in found} == {"resample the label to the image's grid"}
+
+
+def test_volumes_labels_and_channels_on_another_grid_are_told(tmp_path):
+    affine, moved = np.diag([2.0, 2, 2, 1]), np.diag([2.0, 2, 2, 1])
+    moved[0, 3] = 30
+    label = np.zeros((6, 7, 8), np.uint8)
+    label[2:4, 2:5, 3:6] = 1
+    for i in range(3):
+        for name, array, grid in (
+            ("a", noise(i, label.shape), affine),
+            ("b", noise(i, label.shape), moved if i == 1 else affine),
+            ("seg", label, moved if i == 2 else affine),
+        ):
+            (tmp_path / f"p{i}").mkdir(exist_ok=True)
+            nibabel.Nifti1Image(array.astype(np.int16), grid).to_filename(tmp_path / f"p{i}/{name}.nii.gz")
+    lines = [f"p{i},p{i}/a.nii.gz,p{i}/b.nii.gz,p{i}/seg.nii.gz" for i in range(3)]
+    file = table(tmp_path, "id,image_1,image_2,label", *lines)
+    found = refused(lambda: add_dataset("mine", tmp_path, csv=file), 3)
+    assert [(p.code, p.case, p.message) for p in found] == [
+        ("E326", "p1", "image and further channel have different origins or directions"),
+        ("E326", "p2", "image and label have different origins or directions"),
+    ]
+    assert [Path(str(p.file)).name for p in found] == ["b.nii.gz", "seg.nii.gz"]

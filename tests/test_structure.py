@@ -49,6 +49,7 @@ EXTRA: dict[str, tuple[int, str]] = {
     "processes": (4, "processes that do not run the caller's script again"),
     "tables": (4, "cases.csv and summary.json, read and written"),
     "views": (4, "small pictures of cases, which evaluation writes and the report shows"),
+    "waiting": (4, "a bar or lines on standard error while many cases are worked on"),
     "doctor": (6, "a program: what this machine offers"),
 }
 
