@@ -17,14 +17,14 @@ from medseg.data_columns import IMAGE_COLUMN, find_columns, tell_columns
 from medseg.data_layout import list_cases
 from medseg.data_pattern import match_images, match_pattern
 from medseg.data_table import read_table
-from medseg.entry_files import below, expand, no_outlines, without_labels
+from medseg.entry_files import below, expand, no_outlines, other_channels, without_labels
 from medseg.entry_folder import from_folder
 from medseg.entry_grids import unlike_grids
 from medseg.entry_labels import are_numbered, look_at_labels, unread_labels
 from medseg.entry_looking import look_at_images
 from medseg.entry_pairing import instance_pattern, pair_patterns
 from medseg.entry_parts import parts_of, tell_parts
-from medseg.errors import ConfigError, DataError, MedsegError, UsageError, collect, counted
+from medseg.errors import ConfigError, DataError, MedsegError, UsageError, collect, counted, listed
 from medseg.files import write_text
 from medseg.volumes import natural_key
 
@@ -168,8 +168,8 @@ def describe_files(
         seen = look_at_images(cases, told.get("channels", ()), nan=nan, affine=affine)
     except MedsegError as error:
         raise collect([error, *unread_labels(labelled, affine)]) from None
-    listed = told.get("labels", ())
-    values = {*listed, told.get("ignore")} - {None} if listed else set()
+    in_json = told.get("labels", ())
+    values = {0, *told.get("encoding", in_json), told.get("ignore")} - {None} if in_json else set()
     named = "labels" in told or names is not None
     known = look_at_labels(labelled, seen.dims, named=named, listed=values, affine=affine)
     if unlike := unlike_grids(seen.grids, seen.dims, affine):
@@ -186,9 +186,10 @@ def describe_files(
         raise DataError(message, code="E332", file=labelled[0].label, expected="classes", found=known.notes[0], fix=fix)
     facts |= {"dims": seen.dims, "unit": "px" if seen.dims == 2 else "mm", "colour": seen.colour}
     facts["channels"] = told.get("channels") or _channel_names(seen.channels, seen.colour)
-    facts["labels"] = _named(told.get("labels") or known.labels, known.encoding, names)
-    if listed and not known.colours and set(known.labels) != values and len(known.labels) != len(listed):
-        found, expected = ", ".join(map(str, known.encoding or known.labels)), ", ".join(map(str, listed))
+    facts["labels"] = _named(told.get("labels") or known.labels, told.get("encoding") or known.encoding, names)
+    unlike_json = len(known.labels) != len(in_json) or "encoding" in told
+    if in_json and not known.colours and set(known.labels) != values and unlike_json:
+        found, expected = ", ".join(map(str, known.encoding or known.labels)), ", ".join(map(str, sorted(values)))
         message, fix = "labels have values that dataset.json does not list", "correct labels in dataset.json"
         raise DataError(message, code="E332", file=source, field="labels", expected=expected, found=found, fix=fix)
     for key in ("encoding", "colours", "ignore"):
@@ -220,7 +221,7 @@ def _from_patterns(
     image_files, notes = expand(root, images, "--images")
     other_files, more = expand(root, labels or instances or "", option)
     image_files, both = without_labels(image_files, other_files, option)
-    notes += [*more, *both]
+    notes += [*more, *both, *other_channels(root, image_files)]
     if labels is not None:
         image, other = pair_patterns(image_files, other_files)
         files = {"image": image, "label": other}
@@ -255,7 +256,12 @@ def _pair_masks(root: Path, images: list[str], masks: list[str], affine: str) ->
         patterns = instance_pattern(images, masks)
     except UsageError:
         if len(masks) > len(images):
-            raise
+            if len({PurePosixPath(mask).parent for mask in masks}) > 1:
+                raise
+            message, fix = "masks of single objects lie in one folder", "put those of each image into a folder named "
+            fix += "as the image (masks/a_1/1.png), then --instances 'masks/*/*.png'; or number them in one mask"
+            found = f"{counted(len(images), 'image')}, {counted(len(masks), 'mask')}: {listed(masks)}"
+            raise UsageError(message, code="E120", field="--instances", found=found, fix=fix) from None
         return pair_patterns(images, masks)
     # one mask in each folder: of one object, or of all
     alone = len(masks) == len({PurePosixPath(mask).parent for mask in masks})

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg.errors import FormatError, UsageError
+from medseg.errors import FormatError, UsageError, counted
 from medseg.files import full_suffix, written_suffix
 from medseg.volumes import natural_key
 from medseg.volumes_inputs import SUFFIXES, closed_folders
 
-__all__ = ["below", "expand", "no_outlines", "without_labels"]
+__all__ = ["below", "expand", "no_outlines", "other_channels", "without_labels"]
 
 _SHOWN = 5
 _OUTLINES = {".json": "JSON (COCO, LabelMe)", ".geojson": "GeoJSON (QuPath)", ".xml": "XML (CVAT, Aperio)",
@@ -169,3 +169,15 @@ def without_labels(images: Sequence[str], labels: Sequence[str], option: str) ->
     match = f"{both} files that match both are" if both > 1 else "1 file that matches both is"
     kind = "label" if option == "--labels" else "mask"
     return left, [f"{match} {kind}{'s' * (both > 1)}: taken out of the images"] if both else []
+
+
+def other_channels(root: Path, images: Sequence[str]) -> list[str]:
+    """A note where images are called `..._0000` and files `..._0001` lie beside them, as nnU-Net calls channels."""
+    suffix = written_suffix(images[0])
+    if not all(path.endswith(f"_0000{suffix}") for path in images):
+        return []
+    beside = [path[: -len(suffix) - 1] + "1" + suffix for path in images]
+    if not (found := [path for path in beside if (root / path).is_file()]):
+        return []
+    how = "if these are further channels, use --folder, or a table with the columns image_1, image_2"
+    return [f"left out by --images: {found[0]} and its like, {counted(len(found), 'file')}; {how}"]

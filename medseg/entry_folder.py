@@ -69,6 +69,10 @@ def _labels(table: Any, file: Path) -> dict[str, Any]:
             ignore = int(index)
         else:
             result[int(index)] = str(text)
+    if 0 in result and sorted(result) != list(range(len(result))):  # 0, 1, 2, 4
+        encoding = {value: number for number, value in enumerate(sorted(result)) if value}
+        labels = {0: result[0], **{number: result[value] for value, number in encoding.items()}}
+        return {"labels": labels, "ignore": ignore, "encoding": encoding}
     return {"labels": result, "ignore": ignore}
 
 

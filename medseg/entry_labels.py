@@ -11,6 +11,7 @@ import numpy as np
 
 from medseg.data_case import Case
 from medseg.errors import LabelError, MedsegError, collect
+from medseg.errors import listed as listed_names
 from medseg.files import full_suffix
 from medseg.volumes import read_geometry, read_image, read_label
 from medseg.volumes_labels import WHITE
@@ -21,6 +22,8 @@ __all__ = ["LabelFacts", "are_numbered", "look_at_labels", "may_be_objects", "sp
 _LABELS_READ = 200  # label files read whole to learn their values; `data check` reads all
 _OBJECTS = 3  # so many values that are not alike in all images may be the numbers of objects
 _HALVED = {0, 63, 64, 127, 128, 191, 255}  # means of four pixels that are 0 or 255, rounded one way or the other
+_SMOOTH = 6  # so many values between 0 and 255 that lie along borders of the two alone are no classes
+_MOST = 0.8  # share of voxels from which on it is worth asking whether a structure is the background
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -57,11 +60,16 @@ def look_at_labels(
         facts = LabelFacts({0: "background", 1: "object"}, instances=True)
         if len(masks) == len(cases) and not are_numbered(masks, dims, affine=affine):
             facts.notes.append("no mask holds more than one number: each picture is taken to show one object")
+        alike = {frozenset(path.stem for path in case.instances) for case in cases}
+        if len(cases) > 1 == len(alike) and len(some := next(iter(alike))) > 1 and not any(map(str.isdigit, some)):
+            text = f"masks are called {listed_names(sorted(some))} for each image: taken as single objects of one kind"
+            facts.notes.append(f"{text}; if these are classes, merge them into one label image with a value for each")
         return facts
     chosen = spread([case for case in cases if case.label is not None], _LABELS_READ)
     values: Counter[int] = Counter()
     colours: Counter[tuple[int, ...]] = Counter()
     numbers: set[int] = set()  # how many values a label has
+    kinds: set[frozenset[int]] = set()  # which values a label has beside 0
     grey: list[Case] = []  # those with values
     most = (0, Path())  # colours in a file, and which
     problems: list[MedsegError] = []
@@ -89,23 +97,20 @@ def look_at_labels(
         found, counts = np.unique(volume.array, return_counts=True)
         segments.update({fold_name(name := volume.segments.get(int(v), "")): name for v in found if v})
         numbers.add(len(found[found != 0]))
+        kinds.add(frozenset(found[found != 0].tolist()))
         values.update({int(v): int(n) for v, n in zip(found, counts, strict=True)})
         grey.append(case)
-        if dims == 2 and _HALVED.issuperset(found.tolist()) and np.any((found > 0) & (found < 255)):
-            halved[case.label] = _between_both(volume.array[0])
+        if dims == 2 and found[-1] == 255 and np.any((found > 0) & (found < 255)):
+            halved[case.label] = _between_both(volume.array[0], sharp=_HALVED.issuperset(found.tolist()))
     if problems:
         raise collect(problems)
     told = named or values.keys() <= set(listed)
-    if (
-        halved
-        and all(halved.values())
-        and len(_HALVED & values.keys()) == 5
-        and _HALVED.issuperset(values)
-        and not told
-    ):
-        text = "masks that were halved with smoothing"
+    half = len(_HALVED & values.keys()) == 5 and _HALVED.issuperset(values)
+    smooth = len(values.keys() - {0, 255}) >= _SMOOTH and max(values) == 255
+    if halved and all(halved.values()) and (half or smooth) and not told:
+        text = "masks that were halved with smoothing" if half else "masks whose borders were smoothed"
         fix = "make masks of what is above 127, saved as PNG or TIFF; if these are classes, name them (--names)"
-        found = f"{sorted(values)}: the values between lie along borders of 0 and 255 alone"
+        found = f"{listed_names(sorted(values), 8)}: the values between lie along borders of 0 and 255 alone"
         raise LabelError(text, code="E330", file=next(iter(halved)), expected="0 and one value", found=found, fix=fix)
     fix = "save the labels as PNG or TIFF with one value for each class"
     if full_suffix(chosen[0].label or "") in (".jpg", ".jpeg") and (len(values) > 2 or len(colours) > 2):
@@ -128,11 +133,12 @@ def look_at_labels(
         facts = _from_segments(segments)
     else:
         facts = _from_colours(colours) if colours else _from_values(values, max(numbers, default=0), listed)
-    plain = not (named or facts.segments or facts.encoding or facts.ignore)
-    if plain and may_be_objects(len(facts.labels) - 1, numbers):
+    apart = len(kinds) > 1 and min(numbers) > 1 and not frozenset.intersection(*kinds)
+    if not (named or facts.segments or facts.ignore) and may_be_objects(len(facts.labels) - 1, numbers, apart=apart):
+        many = " to ".join(map(str, sorted({min(numbers), max(numbers)})))
         facts.notes.append(
-            f"{min(numbers)} to {max(numbers)} label values in an image: if they are not classes but the numbers of "
-            "single objects, use --instances instead of --labels (in a table: the column instances)"
+            f"{many} label values in an image: if they are not classes but the numbers of single "
+            "objects, use --instances instead of --labels (in a table: the column instances)"
         )
     if len(chosen) < len(cases):
         facts.notes.append(f"label values are those of {len(chosen)} of {len(cases)} cases; `data check` reads all")
@@ -152,26 +158,33 @@ def unread_labels(cases: Sequence[Case], affine: str) -> list[MedsegError]:
     return problems
 
 
-def _between_both(label: np.ndarray) -> bool:
+def _between_both(label: np.ndarray, *, sharp: bool = True) -> bool:
     """Whether what is neither 0 nor 255 lies (but for a tenth) within one pixel of both, where no class would.
+
+    Not `sharp`: what is near neither of the two lies within three pixels of what is near each, as blurring leaves it.
 
     >>> _between_both(np.array([[0, 64, 255], [0, 191, 255]])), _between_both(np.array([[0, 64, 64, 64, 255]]))
     (True, False)
+    >>> _between_both(np.array([[0, 0, 5, 60, 128, 195, 250, 255]]), sharp=False)
+    True
     """
     from scipy import ndimage  # wrong arguments are told before it is loaded
 
-    black, white = (np.asarray(ndimage.binary_dilation(label == v, np.ones((3, 3))), bool) for v in (0, 255))
-    middle = (label > 0) & (label < 255)
-    return bool((black & white)[middle].mean() >= 0.9)
+    ends = (label == 0, label == 255) if sharp else (label < 32, label >= 224)
+    black, white = (np.asarray(ndimage.maximum_filter(end, 3 if sharp else 7), bool) for end in ends)
+    middle = ~(ends[0] | ends[1])
+    return not middle.any() or bool((black & white)[middle].mean() >= 0.9)
 
 
-def may_be_objects(values: int, counts: Collection[int]) -> bool:
+def may_be_objects(values: int, counts: Collection[int], *, apart: bool = False) -> bool:
     """Whether labels of so many `values` but 0, with `counts` of them in each file, may be numbers of single objects.
+
+    `apart`: no value is in all files.
 
     >>> may_be_objects(40, {12, 28, 40}), may_be_objects(40, {40}), may_be_objects(2, {1, 2})
     (True, False, False)
     """
-    return values >= _OBJECTS and len(set(counts)) > 1
+    return values >= _OBJECTS and (apart or len(set(counts)) > 1)
 
 
 def are_numbered(masks: Sequence[Path], dims: int | None = None, *, affine: str = "auto") -> bool:
@@ -216,6 +229,12 @@ def _from_values(values: Counter[int], together: int, listed: Collection[int] = 
     if not classes:
         raise LabelError("the labels have one value alone", code="E335", expected="two values or more", found=found)
     plain = len(classes) == 1
+    if plain and 0 in values and (share := values[classes[0]] / values.total()) > _MOST:
+        swap = f"encoding: {{0: 1, {classes[0]}: 0}}"
+        facts.notes.append(
+            f"label value {classes[0]}, taken as the structure, covers {share:.0%} of all labels: if it is the "
+            f"background, write `{swap}` into the entry"
+        )
     facts.labels |= {i: "structure" if plain else f"label {value}" for i, value in enumerate(classes, start=1)}
     return facts
 

@@ -144,6 +144,9 @@ def _cuts(side: _Side) -> list[tuple[str, str]]:
     before = _common_start(names)
     after = _common_start([name[::-1] for name in names])[::-1]
     heads = [0, *(i + 1 for i, c in enumerate(before) if not c.isalnum())][:_CANDIDATES]
+    word = len(before.rstrip("0123456789"))  # img1, img2
+    if word and before[word - 1].isalpha() and all(name[word:].isdigit() for name in names) and len(names) > 1:
+        heads.append(word)
     tails = [0, *(len(after) - i for i, c in enumerate(after) if not c.isalnum())]
     shortest = min(map(len, names))
     pairs = [(head, tail) for head in heads for tail in sorted(tails)[:_CANDIDATES] if head + tail < shortest]
@@ -196,6 +199,10 @@ def _unpaired(images: _Side, labels: _Side) -> UsageError:
         message = "several labels for an image"
         fix = f"observers: one of them in the pattern, such as {_one_of_several(images, labels)}; objects: masks in a "
         fix += "folder for each image, and --instances; classes: merge them into one label"
+    elif len(images.paths) > len(labels.paths) > 1 and len(images.paths) % len(labels.paths) == 0:
+        message = "several images for a label"
+        fix = "name one kind in the pattern, such as '*_0000.nii.gz' or '*_flair.nii.gz'; if they are channels of one "
+        fix += "case: --folder (nnU-Net), or a table with the columns image_1, image_2 ..."
     else:
         message = "images and labels cannot be paired by their names"
         fix = "name each label like its image (a_1.png and a_1_mask.png), or give a table with --csv"

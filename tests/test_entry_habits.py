@@ -9,10 +9,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from test_entry import blob, fill, noise, refused, save
 
 from medseg.checking import check_cases
 from medseg.config import load_dataset
+from medseg.data import load_sample
 from medseg.data_layout import list_cases
 from medseg.entry import add_dataset
 from medseg.evaluation import evaluate
@@ -366,3 +368,138 @@ def test_volumes_labels_and_channels_on_another_grid_are_told(tmp_path):
         ("E326", "p2", "image and label have different origins or directions"),
     ]
     assert [Path(str(p.file)).name for p in found] == ["b.nii.gz", "seg.nii.gz"]
+
+
+# --- what labels hold, and what only looks like it ----------------------------------------------------------------
+
+
+def labelled(root: Path, *labels: np.ndarray) -> dict[str, str]:
+    for number, label in enumerate(labels):
+        save(root / f"im/x{number}.png", noise(number, label.shape))
+        (root / "la").mkdir(exist_ok=True)
+        Image.fromarray(label).save(root / f"la/x{number}.png")
+    return {"images": "im/*.png", "labels": "la/*.png"}
+
+
+def discs(seed: int, values: Sequence[int] = (255,) * 4) -> np.ndarray:
+    """A label of 120 x 120 with a disc for each value."""
+    random, grid = np.random.default_rng(seed), np.indices((120, 120))
+    label = np.zeros((120, 120), np.uint8)
+    for value, place in zip(values, [(30, 30), (30, 85), (85, 30), (85, 85)], strict=False):
+        middle = np.array(place) + random.uniform(-5, 5, 2)
+        label[((grid - middle[:, None, None]) ** 2).sum(axis=0) < random.uniform(8, 18) ** 2] = value
+    return label
+
+
+@pytest.mark.parametrize("factor", [3, 4])
+def test_masks_that_were_made_smaller_with_smoothing_are_no_classes(tmp_path, factor):
+    small = [Image.fromarray(discs(seed)).reduce(factor) for seed in range(3)]
+    where = labelled(tmp_path, *map(np.asarray, small))
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, **where), 3)
+    assert (problem.code, problem.message) == ("E330", "masks whose borders were smoothed")
+    assert "above 127" in str(problem.fix)
+
+
+def test_classes_in_greys_are_no_smoothed_masks(tmp_path):
+    greys = (36, 72, 108, 144, 180, 216, 255)
+    entry = add_dataset("mine", tmp_path, **labelled(tmp_path, discs(0, greys[:4]), discs(1, greys[3:]))).entry
+    assert list(entry["encoding"]) == list(greys)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([(1, 2, 5), (1, 3)], "2 to 3 label values"),
+        ([(1, 2, 3), (60, 70, 80)], "3 label values"),
+        ([(1, 2), (1, 4)], ""),
+    ],
+)
+def test_numbers_of_objects_with_gaps_are_told(tmp_path, values, told):
+    notes = add_dataset("mine", tmp_path, **labelled(tmp_path, *(discs(i, v) for i, v in enumerate(values)))).notes
+    found = [note for note in notes if "use --instances instead of --labels" in note]
+    assert [note.partition(" in an image")[0] for note in found] == ([told] if told else [])
+
+
+def test_a_structure_that_is_nearly_everything_is_told_and_can_be_turned(tmp_path):
+    where = labelled(tmp_path, *(255 - blob() for _ in range(3)))
+    notes = add_dataset("mine", tmp_path, **where).notes
+    (note,) = [note for note in notes if "covers" in note]
+    share = 1 - 5 * 7 / (16 * 18)  # what `blob` leaves of it
+    assert f"label value 255, taken as the structure, covers {share:.0%} of all labels" in note
+    assert "write `encoding: {0: 1, 255: 0}`" in note
+    spec = load_dataset("mine", root=tmp_path)
+    turned = spec.model_copy(update={"encoding": {0: 1, 255: 0}})
+    case = list_cases(spec, tmp_path)[0][0]
+    assert np.array_equal(load_sample(case, turned)["label"][0], blob(1))
+
+
+def test_masks_of_classes_in_a_folder_for_each_image_are_told(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"im/x{number}.png", noise(number))
+        for name in ("liver", "tumour"):
+            save(tmp_path / f"la/x{number}/{name}.png", blob())
+    notes = add_dataset("mine", tmp_path, images="im/*.png", instances="la/*/*.png").notes
+    assert any(note.startswith("masks are called liver, tumour for each image") for note in notes)
+
+
+def test_masks_of_objects_in_one_folder_are_refused_with_the_way(tmp_path):
+    fill(tmp_path)
+    for number in range(2):
+        save(tmp_path / f"one/p0_x_{number}.png", blob())
+        save(tmp_path / f"one/p1_x_{number}.png", blob())
+        save(tmp_path / f"one/p2_x_{number}.png", blob())
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="img/*.png", instances="one/*.png"), 2)
+    assert (problem.code, problem.message) == ("E120", "masks of single objects lie in one folder")
+    assert "--instances 'masks/*/*.png'" in str(problem.fix)
+
+
+# --- names, channels, dataset.json ---------------------------------------------------------------------------------
+
+
+def test_names_that_are_a_word_and_a_number_are_paired_by_it(tmp_path):
+    for number in (1, 2, 10, 11):
+        save(tmp_path / f"all/img{number}.png", noise(number))
+        save(tmp_path / f"all/mask{number}.png", blob())
+    entry = add_dataset("mine", tmp_path, images="all/img*.png", labels="all/mask*.png").entry
+    assert entry["files"]["training"] == {"image": "all/img{id}.png", "label": "all/mask{id}.png"}
+
+
+def nnunet(root: Path, labels: dict[str, int], *values: int) -> Path:
+    home = root / "Dataset001_x"
+    for name in ("a_1", "b_1", "c_1"):
+        for channel in range(2):
+            save(home / f"imagesTr/{name}_000{channel}.png", noise(channel))
+        save(home / f"labelsTr/{name}.png", three_parts(values))
+    facts = {"channel_names": {"0": "T1", "1": "T2"}, "labels": labels, "file_ending": ".png", "numTraining": 3}
+    (home / "dataset.json").write_text(json.dumps(facts))
+    return home
+
+
+def three_parts(values: Sequence[int]) -> np.ndarray:
+    label = np.zeros((16, 18), np.uint8)
+    for number, value in enumerate(values):
+        label[4 * number + 1 : 4 * number + 4, 3:15] = value
+    return label
+
+
+def test_dataset_json_with_gaps_between_labels(tmp_path):
+    nnunet(tmp_path, {"background": 0, "a": 1, "b": 2, "c": 4}, 1, 2, 4)
+    entry = add_dataset("mine", tmp_path, folder="Dataset001_x").entry
+    assert entry["labels"] == {0: "background", 1: "a", 2: "b", 3: "c"}
+    assert entry["encoding"] == {1: 1, 2: 2, 4: 3}
+    spec = load_dataset("mine", root=tmp_path)
+    case = list_cases(spec, tmp_path)[0][0]
+    assert np.array_equal(load_sample(case, spec)["label"][0], three_parts((1, 2, 3)))
+    nnunet(tmp_path, {"background": 0, "a": 1, "b": 2, "c": 4}, 1, 2, 3)
+    (problem,) = refused(lambda: add_dataset("other", tmp_path, folder="Dataset001_x"), 3)
+    assert (problem.code, problem.expected, problem.found) == ("E332", "0, 1, 2, 4", "0, 1, 2, 3")
+
+
+def test_further_channels_beside_the_images_are_told(tmp_path):
+    nnunet(tmp_path, {"background": 0, "a": 1}, 1)
+    images, labels = "Dataset001_x/imagesTr/*_0000.png", "Dataset001_x/labelsTr/*.png"
+    notes = add_dataset("mine", tmp_path, images=images, labels=labels).notes
+    assert notes[0].startswith("left out by --images: Dataset001_x/imagesTr/a_1_0001.png and its like, 3 files")
+    (problem,) = refused(lambda: add_dataset("all", tmp_path, images=images.replace("_0000", ""), labels=labels), 2)
+    assert (problem.code, problem.message) == ("E120", "several images for a label")
+    assert "image_1, image_2" in str(problem.fix)
