@@ -9,7 +9,7 @@ from pathlib import Path
 from medseg.data_case import PART_NAMES
 from medseg.errors import ConfigError, listed
 
-__all__ = ["IMAGE_COLUMN", "find_columns", "rename_columns", "tell_columns"]
+__all__ = ["IMAGE_COLUMN", "canonical_name", "find_columns", "rename_columns", "tell_columns"]
 
 IMAGE_COLUMN = re.compile("image_[0-9]+")
 _EXACT = ("id", "fov", "group")  # `ID` is often a patient's, `FOV` a size, `Group` an arm of a study
@@ -39,20 +39,28 @@ def find_columns(columns: Sequence[str], rows: Sequence[Mapping[str, str]], path
     """
     found: dict[str, list[str]] = {}
     for column in columns:
-        plain = re.sub(r"[\s_-]", "", column).lower()
-        if column in _EXACT:
-            name = column
-        elif number := re.fullmatch("(?:image|img)([0-9]+)", plain):
-            name = f"image_{number[1]}"
-        else:
-            name = _CANONICAL.get(plain, "")
-        if name and not (name == "split" != column and not _are_parts(column, plain, rows)):
+        name = canonical_name(column)
+        if name and not (name == "split" != column and not _are_parts(column, rows)):
             found.setdefault(name, []).append(column)
     if "group" in found:
         found.pop("patient", None)
     if "instances" in found and "label" not in columns:
         found.pop("label", None)  # `Mask` beside `instances` may be the same objects: told as not read
     return {name: _one(name, given, rows, path) for name, given in found.items()}
+
+
+def canonical_name(column: str) -> str:
+    """What a column of this name may be; "" for one that says nothing to medseg.
+
+    >>> canonical_name("Patient ID"), canonical_name("img-2"), canonical_name("ID")
+    ('patient', 'image_2', '')
+    """
+    plain = _plain(column)
+    if column in _EXACT:
+        return column
+    if number := re.fullmatch("(?:image|img)([0-9]+)", plain):
+        return f"image_{number[1]}"
+    return _CANONICAL.get(plain, "")
 
 
 def rename_columns(row: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
@@ -73,9 +81,13 @@ def tell_columns(columns: Sequence[str], known: Mapping[str, str]) -> list[str]:
     return notes
 
 
-def _are_parts(column: str, plain: str, rows: Sequence[Mapping[str, str]]) -> bool:
+def _plain(column: str) -> str:
+    return re.sub(r"[\s_-]", "", column).lower()
+
+
+def _are_parts(column: str, rows: Sequence[Mapping[str, str]]) -> bool:
     """Whether all cells name parts; of another spelling of `split` itself who reads the parts says what is none."""
-    return plain == "split" or all((row.get(column) or "train").lower() in PART_NAMES for row in rows)
+    return _plain(column) == "split" or all((row.get(column) or "train").lower() in PART_NAMES for row in rows)
 
 
 def _one(name: str, given: Sequence[str], rows: Sequence[Mapping[str, str]], path: Path) -> str:

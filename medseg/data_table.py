@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from medseg.component import nearest
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout
 from medseg.data_case import PART_NAMES, PARTS, Case, Problems, stay_inside
-from medseg.data_columns import find_columns, rename_columns
+from medseg.data_columns import canonical_name, find_columns, rename_columns
 from medseg.errors import ConfigError, DataError, counted
 from medseg.volumes import case_id
 
@@ -32,13 +33,13 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     except ConfigError as error:
         return [], list(error.problems)
     rows = [rename_columns(row, columns) for row in rows]
+    unread = [column for column in written if column and column not in columns.values()]
     many = [f"image_{i}" for i in range(1, len(spec.channels) + 1)]
     images = many if len(spec.channels) > 1 and set(many) <= set(columns) else ["image"]
     if missing := [
         name for name in (*images, "label") if name not in columns and not (name == "label" and "instances" in columns)
     ]:
-        left = [column for column in written if column and column not in columns.values()]
-        return [], [_missing_column(name, written, left, path) for name in missing]
+        return [], [_missing_column(name, written, unread, path) for name in missing]
     parts = Counter(map(_part, rows))
     if odd := [f"{part} ({counted(count, 'row')})" for part, count in parts.items() if part not in PARTS]:
         message, expected = "parts that are none", ", ".join(PARTS)
@@ -76,6 +77,10 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
             paths[key] = stay_inside(path.parent / text, root, spec, problems, name)
             if paths[key] is not None and not paths[key].exists():
                 message, fix = f"the {key} of a case is missing", _way_to(text, path, root)
+                if beside := [name for name in unread if canonical_name(name) == key]:
+                    fix += (
+                        f"; the column `{beside[0]}` is not read beside `{columns[key]}`: rename both, if it is meant"
+                    )
                 problems.append(
                     DataError(message, code="E350", case=name, field=where, file=paths[key], found=text, fix=fix)
                 )
@@ -126,15 +131,17 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(text.splitlines(), restkey=_MORE, delimiter=separator, strict=True)
+        content = text.splitlines()
+        told = int(re.fullmatch("sep=.", content[0].strip()) is not None) if content else 0  # Excel's line above all
+        separator = max(",;\t", key=content[told].count) if content[told:] else ","
+        reader = csv.DictReader(content[told:], restkey=_MORE, delimiter=separator, strict=True)
         columns = [name.strip() for name in reader.fieldnames or []]
         rows, lines, longer = [], [], []
         for row in reader:  # blank lines are passed over, so rows do not count them
             if any(more := [cell for cell in row.pop(_MORE, ()) if cell.strip()]):
-                longer.append((reader.line_num, more))
+                longer.append((reader.line_num + told, more))
             rows.append({(name or "").strip(): (text or "").strip() for name, text in row.items()})
-            lines.append(reader.line_num)
+            lines.append(reader.line_num + told)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         fix = "save it as text (CSV) in UTF-8" if isinstance(error, UnicodeDecodeError) else None
         raise ConfigError("cannot read the table", code="E119", file=path, found=error, fix=fix) from None

@@ -23,7 +23,7 @@ from medseg.entry_grids import unlike_grids
 from medseg.entry_labels import are_numbered, look_at_labels, unread_labels
 from medseg.entry_looking import look_at_images
 from medseg.entry_pairing import instance_pattern, pair_patterns
-from medseg.entry_parts import parts_of, tell_parts
+from medseg.entry_parts import parts_of, tell_groups, tell_parts
 from medseg.errors import ConfigError, DataError, MedsegError, UsageError, collect, counted, listed
 from medseg.files import write_text
 from medseg.volumes import natural_key
@@ -208,7 +208,7 @@ def describe_files(
         number, parts = counted(len(labelled), "case"), counted(len(groups), "group")
         notes.append(f"{number} in {parts}: a group stays together in every split")
     else:
-        notes.append("each image is a case of its own; if several come from one patient, say so with --group")
+        notes += tell_groups(labelled)
     return spec, cases, notes
 
 

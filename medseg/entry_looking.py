@@ -78,7 +78,8 @@ def look_at_images(
     if channels and len(channels) != facts.channels:
         expected = f"{len(channels)}: {', '.join(channels)}"
         message = "the number of channels differs from what is told"
-        raise DataError(message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels)
+        fix = "name each channel in dataset.json; if the values are points in time, make one file of each"
+        raise DataError(message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels, fix=fix)
     facts.notes += _describe(seen, some, facts, nan=nan, affine=affine)
     return facts
 

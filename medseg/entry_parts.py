@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from medseg.data_case import PART_NAMES, PARTS, Case
 from medseg.data_pattern import PLACEHOLDER, compile_pattern, fill
+from medseg.errors import listed
 
-__all__ = ["parts_of", "tell_parts"]
+__all__ = ["parts_of", "tell_groups", "tell_parts"]
 
 
 def parts_of(files: Mapping[str, str], images: Sequence[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -61,3 +63,21 @@ def tell_parts(cases: Iterable[Case]) -> list[str]:
     counts = Counter(case.split for case in cases)
     told = ", ".join(f"{counts[part]} {part}" for part in PARTS if counts[part])
     return [f"parts: {told}"] if counts.keys() - {"training"} else []
+
+
+def tell_groups(cases: Sequence[Case]) -> list[str]:
+    """A note that each image counts as a patient, with the expression that may find patients where ids look like it.
+
+    >>> names = ["p1_01", "p1_02", "p2_01", "p2_02"]
+    >>> tell_groups([Case(name, ()) for name in names])[0].partition(" (")[2]
+    "ids may be those of 2 patients, p1, p2: --group '^(.+)[_-][^_-]+$')"
+    """
+    note = "each image is a case of its own; if several come from one patient, say so with --group"
+    expression = "^(.+)[_-][^_-]+$"
+    found = [re.search(expression, case.id) for case in cases]
+    heads = {match[1] for match in found if match}
+    tails = {match[0][len(match[1]) + 1 :] for match in found if match}
+    if None in found or not 2 <= len(heads) <= len(cases) / 2 or tails <= PART_NAMES.keys():
+        return [note]
+    some = listed(sorted(heads), 3).partition(" ...")[0]
+    return [f"{note} (ids may be those of {len(heads)} patients, {some}: --group '{expression}')"]

@@ -64,7 +64,10 @@ def find_format(path: str | Path, *, case: str | None = None) -> str:
     if named is None and actual is None:
         expected = ", ".join(SUFFIXES)
         found = f"starts with {start[:8]!r}"
-        raise FormatError("unknown image format", code="E301", case=case, file=path, expected=expected, found=found)
+        fix = "convert it to one of these: volumes to .nii.gz, pictures to .png or .tif"
+        raise FormatError(
+            "unknown image format", code="E301", case=case, file=path, expected=expected, found=found, fix=fix
+        )
     if named is not None and actual is not None and named != actual:
         message = f"named {full_suffix(path)} but the content is {actual.upper()}"
         fix = "rename the file, or save it again"

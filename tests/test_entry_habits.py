@@ -135,6 +135,50 @@ def test_two_columns_that_may_be_the_label_are_refused_unless_one_is_called_so(t
     assert [case.label and case.label.name for case in found] == [f"p{i}_x_mask.png" for i in range(4)]
 
 
+def test_a_column_of_labels_that_are_no_files_names_the_one_that_may_be(tmp_path):
+    fill(tmp_path)
+    lines = [f"img/p{i}_x.png,msk/p{i}_x_mask.png,benign" for i in range(4)]
+    found = refused(lambda: add_dataset("mine", tmp_path, csv=table(tmp_path, "image,mask,label", *lines)), 3)
+    assert [(p.code, p.found) for p in found] == [("E350", "benign")] * 4
+    assert "the column `mask` is not read beside `label`" in str(found[0].fix)
+
+
+def test_the_line_that_excel_puts_above_a_table_is_passed_over(tmp_path):
+    fill(tmp_path)
+    lines = [*(row.replace(",", ";") for row in rows("1", "1", "2", "2")), "img/gone.png;msk/p0_x_mask.png;3"]
+    file = table(tmp_path, "sep=;", "image;label;patient", *lines)
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, csv=file), 3)
+    assert (problem.code, problem.field, problem.found) == ("E350", "line 7", "img/gone.png")
+    add_dataset("mine", tmp_path, csv=table(tmp_path, "sep=;", "image;label;patient", *lines[:4]))
+    assert [group for *_, group in cases(tmp_path)] == ["1", "1", "2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "patients"),
+    [
+        (["p1_01", "p1_02", "p2_01", "p2_02"], "2 patients, p1, p2"),
+        (["p1_01", "p2_01", "p3_01", "p4_02"], ""),
+        (["img_1", "img_2", "img_3", "img_4"], ""),
+        (["a_1", "a_2", "b_1", "other"], ""),
+    ],
+)
+def test_ids_that_look_like_several_images_of_a_patient(tmp_path, names, patients):
+    for number, name in enumerate(names):
+        save(tmp_path / f"im/{name}.png", noise(number))
+        save(tmp_path / f"la/{name}.png", blob())
+    where = {"images": "im/*.png", "labels": "la/*.png"}
+    note = add_dataset("mine", tmp_path, **where).notes[-1]
+    assert note.startswith("each image is a case of its own")
+    assert (f"ids may be those of {patients}: --group" in note) == bool(patients)
+    assert ("ids may be" in note) == bool(patients)
+    if patients:
+        expression = note.rpartition("--group '")[2].removesuffix("')")
+        assert (
+            "4 cases in 2 groups: a group stays together in every split"
+            in add_dataset("grouped", tmp_path, **where, group=expression).notes
+        )
+
+
 def test_channels_in_other_spellings(tmp_path):
     fill(tmp_path)
     lines = [f"img/p{i}_x.png,img/p{i}_x.png,msk/p{i}_x_mask.png" for i in range(4)]
@@ -216,6 +260,7 @@ def test_parts_with_files_of_one_name(tmp_path, where):
         ("1_train", "training"), ("2_train", "training"), ("1_val", "validation"), ("1_test", "test"),
     ]  # fmt: skip
     assert "1 is in several of them: ids end with the folder's name, as in 1_train" in notes
+    assert "ids may be" not in notes[-1]
     assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
     (tmp_path / where.format(kind="masks", part="val", name="1")).unlink()
     (problem,) = list_cases(load_dataset("mine", root=tmp_path), tmp_path)[1]
@@ -503,3 +548,30 @@ def test_further_channels_beside_the_images_are_told(tmp_path):
     (problem,) = refused(lambda: add_dataset("all", tmp_path, images=images.replace("_0000", ""), labels=labels), 2)
     assert (problem.code, problem.message) == ("E120", "several images for a label")
     assert "image_1, image_2" in str(problem.fix)
+
+
+def test_labels_with_a_channel_for_each_class_and_arrays_of_numpy_say_what_to_do(tmp_path):
+    one_hot = np.stack([blob(1), 1 - blob(1)], axis=-1)[:, :, None].repeat(4, axis=2)
+    for number in range(2):
+        for name, array in (("im", noise(number, (16, 18, 4))), ("la", one_hot)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nibabel.Nifti1Image(array.astype(np.uint8), np.eye(4)).to_filename(tmp_path / f"{name}/x{number}.nii.gz")
+        np.save(tmp_path / f"la/x{number}.npy", one_hot)
+    for pattern, code, fix in (("la/*.nii.gz", "E310", "a value for each class"), ("la/*.npy", "E301", "convert it")):
+        where = {"images": "im/*.nii.gz", "labels": pattern}
+        found = refused(lambda where=where: add_dataset("mine", tmp_path, **where), 3)
+        assert [problem.code for problem in found] == [code] * 2
+        assert all(fix in str(problem.fix) for problem in found)
+
+
+def test_more_channels_than_dataset_json_names_say_what_to_do(tmp_path):
+    home = tmp_path / "Task05_x"
+    for kind, array in (("images", noise(1, (8, 9, 4, 3))), ("labels", np.indices((8, 9, 4))[0] > 3)):
+        (home / f"{kind}Tr").mkdir(parents=True)
+        nibabel.Nifti1Image(array.astype(np.uint8), np.eye(4)).to_filename(home / f"{kind}Tr/a.nii.gz")
+    facts = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "x"}, "numTraining": 1}
+    case = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
+    (home / "dataset.json").write_text(json.dumps({**facts, "training": [case]}))
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, folder="Task05_x"), 3)
+    assert (problem.code, problem.expected, problem.found) == ("E310", "2: T2, ADC", "3")
+    assert "points in time" in str(problem.fix)
