@@ -220,6 +220,9 @@ def _from_values(values: Counter[int], together: int, listed: Collection[int] = 
         facts.ignore, classes = 255, others[:-1]
         found.remove(255)
         facts.notes.append("label value 255: taken as void, which counts for nothing")
+    elif 0 in values and len(others) == 2 and others[1] == 255 and others[0] < _CLASSES:
+        how = "write `ignore: 255` into the entry, and take 255 out of its labels and encoding"
+        facts.notes.append(f"label value 255 beside {others[0]}: taken as a class; if it is void (not labelled), {how}")
     if 0 not in values:
         facts.notes.append(f"no voxel is 0: label value {found[0]} is taken as background")
         facts.encoding = {value: index for index, value in enumerate(found)}

@@ -13,7 +13,7 @@ from medseg.data_case import Case
 from medseg.entry_bands import look_at_bands, read_header
 from medseg.entry_labels import spread
 from medseg.errors import DataError, MedsegError, collect, counted
-from medseg.volumes import Geometry, read_image
+from medseg.volumes import Geometry, find_format, read_image
 
 __all__ = ["ImageFacts", "look_at_images"]
 
@@ -91,6 +91,11 @@ def _describe(seen: list, some: list[Case], facts: ImageFacts, *, nan: str | flo
     if facts.dims == 3:
         spacing = np.array([geometry.spacing for _, geometry, _, _ in seen])
         notes.append(f"voxels of {_range(spacing.min(axis=0).round(3), spacing.max(axis=0).round(3))} mm")
+        if find_format(some[0].images[0]) == "tiff":
+            notes.append(
+                "of TIFF stacks no voxel size is read, 1 mm stands for it: where slices are thicker than pixels, "
+                "convert them to .nii.gz or .nrrd with their true size"
+            )
     levels, told = [], Counter[str]()
     problems: list[MedsegError] = []
     for case in some:

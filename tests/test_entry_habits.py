@@ -9,6 +9,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tifffile
+import yaml
 from PIL import Image
 from test_entry import blob, fill, noise, refused, save
 
@@ -476,6 +478,29 @@ def test_a_structure_that_is_nearly_everything_is_told_and_can_be_turned(tmp_pat
     turned = spec.model_copy(update={"encoding": {0: 1, 255: 0}})
     case = list_cases(spec, tmp_path)[0][0]
     assert np.array_equal(load_sample(case, turned)["label"][0], blob(1))
+
+
+def test_255_beside_one_class_is_told_and_can_be_made_void(tmp_path):
+    label = np.maximum(blob(1), np.pad(blob(255)[:6], ((10, 0), (0, 0))))
+    notes = add_dataset("mine", tmp_path, **labelled(tmp_path, label, label)).notes
+    assert any(note.startswith("label value 255 beside 1: taken as a class; if it is void") for note in notes)
+    file = tmp_path / "datasets.yaml"
+    entry = yaml.safe_load(file.read_text())
+    entry["mine"] |= {"ignore": 255, "labels": {0: "background", 1: "cell"}}
+    del entry["mine"]["encoding"]
+    file.write_text(yaml.safe_dump(entry))
+    assert check_cases(load_dataset("mine", root=tmp_path), tmp_path) == []
+
+
+def test_tiff_stacks_whose_voxel_size_is_not_read_are_told(tmp_path):
+    for name, array in (("im", noise(1, (5, 16, 18))), ("la", np.stack([blob(1)] * 5))):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "x.tif", array.astype(np.uint8), photometric="minisblack")
+        nibabel.Nifti1Image(array.astype(np.uint8), np.eye(4)).to_filename(tmp_path / name / "y.nii.gz")
+    notes = add_dataset("mine", tmp_path, images="im/*.tif", labels="la/*.tif").notes
+    assert any(note.startswith("of TIFF stacks no voxel size is read, 1 mm stands for it") for note in notes)
+    notes = add_dataset("other", tmp_path, images="im/*.nii.gz", labels="la/*.nii.gz").notes
+    assert not any("TIFF" in note for note in notes)
 
 
 def test_masks_of_classes_in_a_folder_for_each_image_are_told(tmp_path):
