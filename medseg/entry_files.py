@@ -116,6 +116,8 @@ def _nothing(root: Path, pattern: str, option: str) -> UsageError:
     other = glob.glob(_any_case(_glob_text(pattern, root)), root_dir=root, recursive=True)
     if other:
         fix = f"write the suffix as the files have it: {min(other, key=natural_key)}"
+    elif re.search(r"\{[^}]*,[^}]*\}", pattern):
+        fix = "braces are not read: name one kind of file; channels in files of their own go into a table (--csv)"
     elif "[" in pattern:
         fix = "[ab] stands for one character, a or b; for a name with [ write [[]"
     else:

@@ -526,6 +526,13 @@ def test_masks_of_objects_in_one_folder_are_refused_with_the_way(tmp_path):
 # --- names, channels, dataset.json ---------------------------------------------------------------------------------
 
 
+def test_braces_in_a_pattern_are_told_to_be_none(tmp_path):
+    fill(tmp_path)
+    (problem,) = refused(lambda: add_dataset("mine", tmp_path, images="{img,x}/*.png", labels="msk/*.png"), 2)
+    assert (problem.code, problem.found) == ("E103", "{img,x}/*.png")
+    assert "braces are not read" in str(problem.fix)
+
+
 def test_names_that_are_a_word_and_a_number_are_paired_by_it(tmp_path):
     for number in (1, 2, 10, 11):
         save(tmp_path / f"all/img{number}.png", noise(number))
