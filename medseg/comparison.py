@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medseg.comparison_notes import comparison_notes
 from medseg.errors import DataError, MedsegError, UsageError, collect, listed
 from medseg.errors_arguments import checked
 from medseg.files import write_json, write_text
@@ -127,6 +128,7 @@ def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | Non
     differences: list[Difference] = []
     ranks: list[int] = []
     notes = [f"{n} is {c}, its newest run." for n, p, c in zip(names, paths, chosen, strict=True) if c != p]
+    notes += comparison_notes(names, summaries)
     for name, table in zip(names[1:], tables[1:], strict=True):
         common = [key for key in tables[0] if key in table]
         if not common:

@@ -18,11 +18,13 @@ from medseg.errors import UsageError
 from medseg.errors_arguments import checked
 from medseg.evaluation_folder import results_folder
 from medseg.evaluation_labels import settle_labels
+from medseg.evaluation_numbers import numbering_notes
 from medseg.evaluation_observer import find_observer, score_observer
 from medseg.evaluation_pairs import Reading, check_grids, without_probabilities
 from medseg.evaluation_plan import Plan, make_plan
 from medseg.evaluation_pool import count_workers, largest_reference, map_cases
 from medseg.evaluation_scoring import CaseScores, collect_rows, score_pair
+from medseg.evaluation_sources import tell_other_images
 from medseg.evaluation_views import calibration_entries, choose_cases, said, write_views
 from medseg.files import probe_writable, write_text
 from medseg.run import RunFolder, seen_before
@@ -149,7 +151,7 @@ def evaluate(
     probe_writable(plan.output)
     resampled = check_grids(plan.pairs, resample=resample, affine=plan.reading.affine)
     pairs, told = without_probabilities(plan.pairs, resampled)
-    plan = replace(plan, pairs=pairs, notes=[*plan.notes, *told])
+    plan = replace(plan, pairs=pairs, notes=[*plan.notes, *told, *tell_other_images(pairs)])
     largest = 0 if workers else largest_reference(plan.pairs, affine=plan.reading.affine)  # not read in vain
     count = count_workers(workers, len(plan.pairs), largest)
     reading, notes = settle_labels(plan, workers=count, progress=progress)
@@ -250,7 +252,8 @@ def _summarise(
         {"case": r.case, "label": label, "prediction": p, "reference": v, "unit": unit}
         for r in results for label, (p, v, unit) in r.volumes.items()
     ]  # fmt: skip
-    notes += _numbered_differently(volumes) if plan.dataset is None else []
+    overlaps = [result.overlaps for result in results]
+    notes += numbering_notes(volumes, overlaps, reading.labels, folder=plan.dataset is None)
     return {
         "schema": SCHEMA, "kind": "evaluation", "title": plan.title, "created": _now(), "medseg": __version__,
         "predictions": plan.predictions, "references": plan.references, "dataset": plan.dataset,
@@ -265,18 +268,6 @@ def _summarise(
         "scores": summarise_rows(rows, better=better, groups=groups, seed=seed),
         "volumes": volumes, "calibration": calibration_entries(results, reading.labels), "notes": notes,
     }  # fmt: skip
-
-
-def _numbered_differently(volumes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A note where one label is in references alone and another in predictions alone: their numbers may differ."""
-    sides = [{v["label"] for v in volumes if v[side]} for side in ("reference", "prediction")]
-    referred, predicted = sorted(sides[0] - sides[1]), sorted(sides[1] - sides[0])
-    if not referred or not predicted:
-        return []
-    return [
-        f"No prediction has {', '.join(referred)}, no reference {', '.join(predicted)}: the two may be numbered "
-        "differently. A model's masks are numbered by its data set: give --run RUN, or the set's name as reference."
-    ]
 
 
 def _bootstrap(groups: Mapping[str, str], seed: int) -> dict[str, Any]:

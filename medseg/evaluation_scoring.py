@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import GeometryError
+from medseg.evaluation_numbers import count_overlaps
 from medseg.evaluation_pairs import Pair, Reading
 from medseg.evaluation_probabilities import StoredProbabilities, calibration
 from medseg.tables import ScoreRow
@@ -62,6 +63,7 @@ class CaseScores:
         calibration: label -> (voxels, sum of probabilities, right ones) per bin.
         dims: 2 or 3.
         unit: of spacing.
+        overlaps: see `count_overlaps`.
     """
 
     case: str
@@ -72,6 +74,7 @@ class CaseScores:
     calibration: Mapping[int, np.ndarray] = field(default_factory=dict)
     dims: int = 3
     unit: str = "mm"
+    overlaps: np.ndarray | None = None
 
 
 def read_arrays(pair: Pair, reading: Reading, *, instances: bool = False) -> Arrays:
@@ -202,7 +205,7 @@ def score_pair(pair: Pair, reading: Reading, scoring: Scoring) -> CaseScores:
     return CaseScores(
         pair.case, tuple(rows), result, {s.metric: s.better for s in result.scores},
         _volumes(arrays, reading, unit, scoring.regions), counts,
-        arrays.reference.ndim, unit,
+        arrays.reference.ndim, unit, count_overlaps(arrays.prediction, arrays.reference, reading.labels),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from medseg.cohort import Outcome, choose_shard, run_cohort, take_shard
 from medseg.errors import MedsegError, UsageError
 from medseg.errors_arguments import checked
 from medseg.inference.channels import join_channels, leave_labels, name_case
-from medseg.inference.inputs import find_inputs
+from medseg.inference.inputs import find_inputs, tell_left_out
 from medseg.inference.memory import parse_bytes
 from medseg.inference.outputs import Job, is_complete, plan_outputs, protect
 from medseg.inference.stages import Work
@@ -52,7 +52,7 @@ class PredictionSummary:
 
     def as_dict(self) -> dict[str, Any]:
         cases = [{k: v for k, v in vars(case).items() if v not in (None, {}, ())} for case in self.cases]
-        facts = {"exit_code": self.exit_code, "model": list(self.model)}
+        facts = {"exit_code": self.exit_code, "model": list(self.model), "lines": list(self.lines)}
         return {**facts, "cases": cases, "certificate": self.certificate}
 
     def text(self) -> str:
@@ -131,12 +131,14 @@ def predict(
     """
     share = choose_shard(shard)
     output, format = Path(output), None if format is None else format.lower()
-    found, refused = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs), output)
+    inputs = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    found, refused = find_inputs(inputs, output)
     chosen = _device(device, precision)
     ram, vram = _bytes(max_ram, "max_ram"), _bytes(max_vram, "max_vram")
     if not hasattr(model, "pipeline"):
         model = _load(model, chosen)
-    found, told = leave_labels(found, [inputs] if isinstance(inputs, str | Path) else list(inputs), model.dataset)
+    found, told = leave_labels(found, inputs, model.dataset)
+    told += tell_left_out(inputs, output)
     jobs = plan_outputs(found, output, format, partial(name_case, spec=model.dataset))
     jobs = take_shard(join_channels(jobs, model.dataset), *share)
     used = tuple(map(str, (getattr(model, "metadata", None) or {}).get("sources", ())))

@@ -10,13 +10,13 @@ from medseg.component import Component
 from medseg.config import DatasetSpec
 from medseg.data_case import Case
 from medseg.data_reading import read_channels
+from medseg.inference.intensity import first_range
 
 __all__ = ["intensity_notices"]
 
 _LOOKED_AT = 4  # images, as they are stored: what has been clipped does not tell where it was
 _BEYOND = 0.95  # of the voxels at one end; of a CT with much air 60 to 80 % lie below a window of soft tissue
 _FILLED = 0.05  # of the range
-_LEFT_ALONE = ("CenterSpatialCropd", "Orientationd", "Resized", "Spacingd")  # what leaves intensities as they are
 
 
 def intensity_notices(preprocess: Sequence[Component], cases: Sequence[Case], spec: DatasetSpec) -> list[str]:
@@ -27,10 +27,10 @@ def intensity_notices(preprocess: Sequence[Component], cases: Sequence[Case], sp
         cases: of which some are read.
         spec: the data set's facts.
     """
-    first = next((part for part in preprocess if part.name not in _LEFT_ALONE), None)
-    if first is None or first.name != "ScaleIntensityRanged":
+    known = first_range(preprocess)
+    if known is None:
         return []
-    low, high = float(first.arguments["a_min"]), float(first.arguments["a_max"])
+    low, high, clip = known
     found = []
     for i in np.unique(np.linspace(0, len(cases) - 1, min(_LOOKED_AT, len(cases))).round().astype(int)):
         image = read_channels(cases[i].images, spec, cases[i].id)[0].array
@@ -41,7 +41,7 @@ def intensity_notices(preprocess: Sequence[Component], cases: Sequence[Case], sp
     if max(below, above) > _BEYOND:
         side = f"below a_min {low:g}" if below > above else f"above a_max {high:g}"
         told = f"{100 * max(below, above):.4g} % of the images lie {side}"
-        told += " and become one value" if first.arguments.get("clip") else ""
+        told += " and become one value" if clip else ""
     elif bright - dark < _FILLED * (high - low):
         told = f"the images fill only {100 * (bright - dark) / (high - low):.2g} % of {low:g} to {high:g}"
     else:

@@ -91,4 +91,5 @@ def to_channels(
             )
     elif bands == 1 and colour == "rgb":
         array = np.repeat(array, 3, axis=-1)
+        notes = (*notes, "E314: a grey picture where colour is expected: all three channels have its values")
     return np.ascontiguousarray(np.moveaxis(array, -1, 0)), notes

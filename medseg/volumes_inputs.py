@@ -65,6 +65,8 @@ def find_format(path: str | Path, *, case: str | None = None) -> str:
         expected = ", ".join(SUFFIXES)
         found = f"starts with {start[:8]!r}"
         fix = "convert it to one of these: volumes to .nii.gz, pictures to .png or .tif"
+        if path.suffix.lower() in (".hdr", ".img"):
+            fix = "save the pair of .hdr and .img as one .nii file"
         raise FormatError(
             "unknown image format", code="E301", case=case, file=path, expected=expected, found=found, fix=fix
         )

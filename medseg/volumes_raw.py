@@ -120,7 +120,8 @@ def _read_nifti(path: Path, dims: int | None, affine: str, case: str | None, exa
     if dims == 2:
         expected, found = "a picture (two dimensions)", f"a volume, shape {shape}"
         message = "the image has another number of dimensions than needed"
-        raise DataError(message, code="E310", case=case, file=path, expected=expected, found=found)
+        fix = "save its slices as pictures (PNG, TIFF), or use a model or data set of volumes"
+        raise DataError(message, code="E310", case=case, file=path, expected=expected, found=found, fix=fix)
     array, info = read_nifti(path, affine=affine, case=case)
     kind, notes = "grey", info.notes
     if info.colour:

@@ -62,6 +62,23 @@ def test_lower_is_better_for_distances_and_signed_errors_are_not_judged(tmp_path
     assert compare(a, b).differences[0].verdict == "not judged"
 
 
+def test_other_references_and_missing_predictions_are_told(tmp_path, base):
+    def evaluated(name, volume, missing=()):
+        folder = scores(tmp_path / name, base)
+        volumes = [{"case": f"c{n}", "label": "liver", "reference": 5.0, "prediction": n} for n in range(60)]
+        volumes[7]["reference"] = volume
+        facts = {"schema": SCHEMA, "scores": [], "volumes": volumes, "cases": {"count": 60, "missing": list(missing)}}
+        write_summary(folder / "summary.json", facts)
+        return folder
+
+    a, same, other = evaluated("a", 5.0), evaluated("same", 5.0), evaluated("other", 5.1, ["c3", "c7"])
+    assert compare(a, same).notes == ()
+    first, second = compare(a, same, other).notes
+    assert first.startswith("The references of 1 case (c7) have other volumes in other than in a")
+    assert second == "other has no prediction of 2 cases (c3, c7): counted as missed."
+    assert compare(a, scores(tmp_path / "table alone", base)).notes == ()
+
+
 def test_the_interval_of_a_difference_is_cut_to_what_the_score_allows(tmp_path):
     first, second = [0.0, 0.1, 0.2], [1.0, 0.9, 0.1]
     (dice,) = compare(scores(tmp_path / "a", first), scores(tmp_path / "b", second)).differences

@@ -458,6 +458,20 @@ def test_labels_that_are_numbered_differently_are_told(tmp_path):
         assert not any("numbered differently" in note for note in sound.summary["notes"])
 
 
+def test_labels_that_lie_where_others_are_are_told(tmp_path):
+    """Numbers that were exchanged: Dice of 0 alone does not say so. A label inside another is no such case."""
+    one, two = cube(), cube(at=12, size=5, value=2)
+    save(tmp_path / "ref" / "a.nii.gz", one + two)
+    told = {}
+    for name, values in {"same": (0, 1, 2), "exchanged": (0, 2, 1), "second as first": (0, 1, 1)}.items():
+        save(tmp_path / name / "a.nii.gz", np.array(values, np.uint8)[one + two])
+        found = evaluate(tmp_path / name, tmp_path / "ref", labels="1=left,2=right", workers=1, metrics=["Dice"])
+        told[name] = [note for note in found.summary["notes"] if "mixed up" in note]
+    assert told["same"] == told["second as first"] == []
+    (note,) = told["exchanged"]
+    assert note.startswith("The predictions have right where the references have left, left where the references have")
+
+
 def test_numbers_of_objects_that_are_scored_as_classes_are_told(tmp_path):
     for case, count in (("a", 4), ("b", 6)):
         cells = np.zeros((8, 32), np.uint8)

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -24,9 +25,11 @@ from medseg.component import Component
 from medseg.config import DatasetSpec
 from medseg.data import find_cases
 from medseg.errors import DataError, ResourceError, UsageError
+from medseg.evaluation import evaluate
 from medseg.files_atomic import HOST, TEMPORARY
 from medseg.inference import OverlapTileInferer
 from medseg.inference.cost import certify
+from medseg.inference.intensity import unlike_range
 from medseg.inference.memory import resident_bytes
 from medseg.inference.outputs import plan_outputs, probability_file
 from medseg.networks import UNet
@@ -472,6 +475,115 @@ def test_output_names_never_collide(tmp_path):
         make_volume(tmp_path / folder / "x.nii.gz", (4, 4, 4))
     with pytest.raises(UsageError):
         plan_outputs([tmp_path / "a" / "x.nii.gz", tmp_path / "b" / "x.nii.gz"], tmp_path / "out")
+
+
+def test_two_suffixes_of_one_name_are_refused(tmp_path):
+    """Their overlay, probabilities and record would be one, each of the file that came last."""
+    for name in ("a.png", "A.tif"):
+        Image.fromarray(np.full((20, 30), 150, np.uint8)).save(tmp_path / name)
+    with pytest.raises(UsageError, match="one output") as caught:
+        predict(make_model(2), tmp_path, tmp_path / "out", progress=False)
+    assert caught.value.code == "E103"
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_formats_that_are_not_read_are_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    make_volume(tmp_path / "in" / "a.nii.gz")
+    for name in ("b.hdr", "b.img", "sub/c.BMP", "notes.txt", ".hidden.bmp", "out/d.bmp"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    result = predict(make_model(), tmp_path / "in", tmp_path / "in" / "out", progress=False)
+    assert [case.case for case in result.cases] == ["a"]
+    (line,) = result.lines
+    assert "2 files in formats that medseg does not read (.bmp, .hdr)" in line
+    assert result.as_dict()["lines"] == [line]
+    assert not predict(make_model(), tmp_path / "in" / "a.nii.gz", tmp_path / "out", progress=False).lines
+
+
+def test_masks_of_an_earlier_prediction_below_the_images_are_no_images(tmp_path):
+    (tmp_path / "in").mkdir()
+    make_volume(tmp_path / "in" / "a.nii.gz")
+    for output in ("one", "two"):  # before, the masks in `one` were images of the same names
+        result = predict(make_model(), tmp_path / "in", tmp_path / "in" / output, progress=False)
+        assert [(case.case, case.status) for case in result.cases] == [("a", "done")]
+        assert list(result.lines) == ["note: 1 folder of earlier predictions below the inputs: left out"] * (
+            output == "two"
+        )
+    named = predict(make_model(), tmp_path / "in" / "one", tmp_path / "three", progress=False)  # of its own: taken
+    assert [case.case for case in named.cases] == ["a"]
+    (tmp_path / "in" / "a.nii.gz").unlink()
+    with pytest.raises(UsageError, match="masks of an earlier prediction and no images"):
+        predict(make_model(), tmp_path / "in", tmp_path / "four", progress=False)
+
+
+def test_values_of_another_kind_than_the_pipelines_range_are_told(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    array[:, :12] = 0  # much of a picture is black
+    kinds = {"same": array, "bits": array.astype(np.uint16) * 257, "share": (array / 255).astype(np.float32)}
+    for name, values in kinds.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", values)
+    for clip in (False, True):
+        scale = Component("ScaleIntensityRanged", {"a_min": 0.0, "a_max": 255.0, "b_min": 0, "b_max": 1, "clip": clip})
+        result = predict(make_model(2, preprocess=(scale,)), tmp_path, tmp_path / f"out{clip}", progress=False)
+        told = {case.case: [note for note in case.notes if "do not suit" in note] for case in result.cases}
+        assert {name: len(notes) for name, notes in told.items()} == {"same": 0, "bits": 1, "share": 1}
+        assert "0 to 255" in told["bits"][0]
+    result = predict(make_model(2), tmp_path, tmp_path / "none", progress=False)  # no range: any values will do
+    assert not any(case.notes for case in result.cases)
+
+
+def test_ct_in_and_around_the_window_is_not_told():
+    scale = Component("ScaleIntensityRanged", {"a_min": -200, "a_max": 250, "clip": True})
+    scan = np.full((40, 40, 10), -1024.0)  # mostly air
+    scan[:10, :10] = np.linspace(-100, 1500, 10)
+    assert unlike_range(scan, [scale]) == []
+    assert unlike_range(np.full((9, 9, 9), -1024.0), [scale]) == []  # constant: the reader tells that
+    assert len(unlike_range(np.linspace(30000, 40000, 4096), [scale])) == 1
+
+
+def test_grey_pictures_for_a_model_of_colour_are_told(tmp_path):
+    Image.fromarray(np.full((20, 30), 150, np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / "rgb.png")
+    result = predict(make_model(2, channels=3, colour="rgb"), tmp_path, tmp_path / "out", progress=False)
+    assert {case.case: "grey picture" in str(case.notes) for case in result.cases} == {"grey": True, "rgb": False}
+
+
+def test_masks_that_were_predicted_from_other_images_than_the_sets_are_told(tmp_path):
+    data = tmp_path / "data"
+    for folder in ("im", "la", "other"):
+        (data / folder).mkdir(parents=True)
+    for number, case in enumerate(("a", "b")):
+        array = make_volume(data / "im" / f"{case}.nii.gz", seed=number)
+        image = nibabel.load(data / "im" / f"{case}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image((array > 100).astype(np.uint8), image.affine), data / "la" / f"{case}.nii.gz")
+    (data / "datasets.yaml").write_text(
+        "mine:\n  title: Mine\n  modality: CT\n  dims: 3\n  channels: [ct]\n  unit: mm\n"
+        "  labels: {0: background, 1: organ}\n"
+        "  files: {training: {image: 'im/{id}.nii.gz', label: 'la/{id}.nii.gz'}}\n"
+    )
+
+    def told(masks):
+        found = evaluate(masks, "mine", data=data, part="training", workers=1, metrics=["Dice"])
+        return [note for note in found.summary["notes"] if "from other files" in note]
+
+    shutil.copytree(data / "im", tmp_path / "copy")  # with other times, in another place: the same images
+    for path in (tmp_path / "copy").iterdir():
+        os.utime(path, (1, 1))
+    predict(make_model(), tmp_path / "copy", tmp_path / "masks", progress=False)
+    assert told(tmp_path / "masks") == []
+    make_volume(data / "other" / "b.nii.gz", seed=9)
+    predict(make_model(), data / "other" / "b.nii.gz", tmp_path / "masks", progress=False)
+    (note,) = told(tmp_path / "masks")
+    assert note.startswith("1 of 2 masks predicted from other files")
+    assert "(b)" in note
+    given = evaluate(
+        tmp_path / "masks", data / "la", images=data / "im", workers=1, metrics=["Dice"], output=tmp_path / "scores"
+    )
+    assert note in given.summary["notes"]
+    mask = tmp_path / "masks" / "b.nii.gz"  # someone else's mask, to which the record beside it does not belong
+    shutil.copy(data / "la" / "b.nii.gz", mask)
+    assert told(tmp_path / "masks") == []
 
 
 def test_plan_predicts_nothing_and_tells_the_cost(tmp_path):

@@ -100,6 +100,16 @@ def test_windows_give_what_the_whole_gives(tmp_path, monkeypatch, channels, kind
     assert overlay.shape == (38, 51, 3)  # every fourth pixel of 150 x 203
 
 
+def test_values_that_do_not_suit_the_range_are_told_of_a_picture_in_its_file_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(large, "LARGE", 1000)
+    for name, kind in (("same", np.uint8), ("bits", np.uint16)):
+        values = picture(1, np.uint8).astype(kind) * (257 if name == "bits" else 1)
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, tile=(32, 48))
+    result = predict(model(1, STEPS["range"], colour="grey"), tmp_path, tmp_path / "out", progress=False)
+    assert {case.case: case.notes[0] for case in result.cases} == dict.fromkeys(("bits", "same"), "read in windows")
+    assert {case.case: len(case.notes) for case in result.cases} == {"bits": 2, "same": 1}
+
+
 def test_what_windows_cannot_do_is_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(large, "LARGE", 1000)
     spec = make_model(2).dataset

@@ -7,18 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg import volumes
-from medseg.errors import MedsegError, UsageError, collect
+from medseg.errors import MedsegError, UsageError, collect, counted
+from medseg.inference.sources import RECORDS
 from medseg.package import MODEL_FILE
 from medseg.run import is_run
 from medseg.volumes_inputs import one_kind
 
-__all__ = ["find_inputs"]
+__all__ = ["find_inputs", "tell_left_out"]
+
+# images of formats that are not read, or that are known by another suffix (.nii.bz2, .jfif)
+_UNREAD = (
+    ".hdr", ".bmp", ".dib", ".webp", ".jp2", ".j2k", ".jpf", ".jxl", ".heic", ".avif", ".jfif", ".jpe", ".tga", ".pgm",
+    ".ppm", ".pnm", ".svs", ".ndpi", ".scn", ".mrxs", ".vsi", ".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm", ".stk",
+    ".btf", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.xz", ".nii.zst", ".npy",
+)  # fmt: skip
 
 
 def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path], list[tuple[str, MedsegError]]]:
     """Images out of files, folders and patterns, and (name, error) of those in which nothing is.
 
-    What lies in the output folder is no input when that folder is below an input folder.
+    What lies in the output folder is no input when that folder is below an input folder; nor are the masks of an
+    earlier prediction there (`tell_left_out` tells of them).
 
     Raises:
         UsageError: E103 nothing is found at all; the output folder is an input folder; E101 an input is a model.
@@ -42,6 +51,12 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
             if images != [path] and not (images := one_kind(images, images=True)):
                 message = "there are segmentations of 3D Slicer and no images"
                 raise UsageError(message, code="E103", file=path, expected="images")
+            if os.path.isdir(path) and not (images := [i for i in images if not _is_predicted(i, path)]):
+                message, fix = (
+                    "there are masks of an earlier prediction and no images",
+                    "name their own folder, if meant",
+                )
+                raise UsageError(message, code="E103", file=path, expected="images", fix=fix)
             for image in images:
                 found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
@@ -49,6 +64,37 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
     if not found:
         raise collect([error for _, error in refused] or [_nothing_named()])
     return list(found.values()), refused
+
+
+def tell_left_out(inputs: Sequence[str | Path], output: Path) -> list[str]:
+    """Notes on what is in input folders and gets no mask: images of formats that are not read, and earlier masks."""
+    found: set[Path] = set()
+    earlier: set[Path] = set()
+    for folder in (Path(name) for name in inputs if str(name) and os.path.isdir(name)):
+        for base, folders, names in os.walk(folder):
+            if Path(base) != folder and os.path.isdir(Path(base, RECORDS)):
+                earlier.add(Path(base).resolve())
+                folders.clear()
+                continue
+            folders[:] = [n for n in folders if not n.startswith(".") and Path(base, n).resolve() != output.resolve()]
+            found |= {Path(base, n) for n in names if not n.startswith(".") and n.lower().endswith(_UNREAD)}
+    notes = []
+    if earlier:
+        notes.append(f"note: {counted(len(earlier), 'folder')} of earlier predictions below the inputs: left out")
+    if not found:
+        return notes
+    kinds = ", ".join(sorted({next(end for end in _UNREAD if path.name.lower().endswith(end)) for path in found}))
+    count = counted(len(found), "file")
+    return [
+        *notes,
+        f"note: {count} in formats that medseg does not read ({kinds}): left out; save as NIfTI, TIFF or PNG",
+    ]
+
+
+def _is_predicted(image: Path, folder: Path) -> bool:
+    """Whether an image below an input folder lies in a folder in which predict has written."""
+    between = image.parents[: max(0, len(image.parts) - len(folder.parts) - 1)]
+    return any(os.path.isdir(part / RECORDS) for part in between)
 
 
 def _refuse_model(path: Path) -> None:

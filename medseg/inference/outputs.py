@@ -16,6 +16,7 @@ import numpy as np
 from medseg import files, volumes
 from medseg.errors import DataError, ResourceError, UsageError
 from medseg.files_atomic import temporary_name
+from medseg.inference.sources import RECORDS, contents_of
 
 __all__ = [
     "FORMATS",
@@ -35,7 +36,6 @@ __all__ = [
 
 FORMATS = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png", "dicom-seg": ".dcm"}
 _PICTURES = ("png", "jpeg", "gif")
-_RECORDS = ".medseg"  # hidden, so that no tool takes the records for images
 _CHUNK = 64
 
 
@@ -78,7 +78,7 @@ def protect(output: Path, jobs: Sequence[Job], *, alone: bool = True) -> None:
             fix="name a folder: each image has a mask of its own in it",
         )  # fmt: skip
     files.probe_writable(output)
-    marker = output / _RECORDS
+    marker = output / RECORDS
     if marker.is_dir():
         for folder in (output, marker, output / "overlays") if alone else ():
             files.remove_stale(folder)
@@ -134,13 +134,14 @@ def plan_outputs(
 def make_job(case: str, source: Path, folder: Path, suffix: str, more: tuple[Path, ...] = ()) -> Job:
     """The job of a case whose outputs go into a folder."""
     name = files.safe_stem(case, suffix)
-    return Job(case, source, folder / (name + suffix), folder / _RECORDS / f"{name}.json", more)
+    return Job(case, source, folder / (name + suffix), folder / RECORDS / f"{name}.json", more)
 
 
 def take_name(taken: dict[str, Path], job: Job) -> None:
-    """Note the name of a job's output; refused (E103) when another input has it."""
+    """Note the name of a job's outputs; refused (E103) when another input has it, also with another suffix (`a.png`,
+    `a.tif`): overlay, probabilities and record would be one."""
     # case-insensitive file systems would write both to one file
-    if (other := taken.setdefault(job.output.name.lower(), job.source)) != job.source:
+    if (other := taken.setdefault(job.record.name.lower(), job.source)) != job.source:
         message, fix = "two inputs would be written to one output", "rename one, or predict them into two folders"
         raise UsageError(message, code="E103", file=job.source, found=other, fix=fix)
 
@@ -165,6 +166,7 @@ def record(job: Job, model: str, options: dict[str, Any], outputs: Sequence[Path
         "options": options,
         "input": _hashed(state),
         "place": _hashed(os.path.realpath(job.source)),
+        "contents": contents_of((job.source, *job.more)),
         "outputs": {os.path.relpath(p, job.output.parent): _size(p) for p in outputs},
     }
     files.write_json(job.record, value)

@@ -24,6 +24,7 @@ from medseg.errors import DataError, MedsegError, ResourceError
 from medseg.files_atomic import temporary_name
 from medseg.inference.case import predict_case
 from medseg.inference.folding import fold_norms
+from medseg.inference.intensity import unlike_range
 from medseg.inference.large import POINTWISE, open_large
 from medseg.inference.memory import memory_with_swap, resident_bytes
 from medseg.inference.outputs import Job, header_of, probability_file, record, remove, replaced
@@ -114,6 +115,7 @@ class Work:
         if large is not None:
             sample: dict[str, Any] = {"image": large, "native": large.native, "picture": large.preview}
             sample |= {"channels": large.shape[0], "stride": large.stride, "notes": ("read in windows",)}
+            sample["notes"] += tuple(unlike_range(large.preview, self.pipeline.preprocess))
         else:
             sources = (job.source, *job.more) if job.more else job.source
             sample = load_image_sample(sources, self.spec, case=job.case, series=self.series)
@@ -129,6 +131,10 @@ class Work:
         sample["channels"] = int(sample["image"].shape[0])
         if sample["native"].kind == "picture":
             sample["picture"] = sample["image"].as_tensor().numpy().copy()  # the overlay is drawn over it
+        sample["notes"] = (
+            *sample["notes"],
+            *unlike_range(sample["image"].as_tensor().numpy(), self.pipeline.preprocess),
+        )
         for part, transform in zip(self.pipeline.preprocess, self.preprocess, strict=True):
             step = partial(_in_slabs, transform) if part.name in POINTWISE else transform
             sample = run_step(part.name, step, sample, case=job.case, free=self._free)
