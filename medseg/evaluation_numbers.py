@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["count_overlaps", "numbering_notes"]
 
-_LARGEST = 255  # label number; beyond, pairs of numbers are not counted
+_LARGEST = 127  # label number; with larger ones the table of pairs of each case would be large
 _MOST = 0.8  # of the voxels of a label that both sides mark: they are another label on the other side, and no third one
 
 

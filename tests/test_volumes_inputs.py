@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus
+import nibabel
 import numpy as np
 import pytest
 from other_user import as_other_user, needs_other_user
@@ -128,3 +129,18 @@ def test_cases_in_folders_that_cannot_be_read_are_not_left_out_of_a_data_set(pat
     image = files[0]["training"]["image"]
     found = as_other_user(make_locked_patients, lambda folder: expand(folder, image, "--images"))
     assert told(found) == wanted[:1]
+
+
+def test_common_files_of_other_kinds_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "a.hdr").write_bytes(b"\\\x01\x00\x00" + bytes(344))
+    nibabel.Nifti1Image(np.zeros((4, 4, 3), np.uint8), np.eye(4)).to_filename(tmp_path / "v.nii")
+    nibabel.Nifti1Image(np.zeros((4, 4, 3, 2), np.uint8), np.eye(4)).to_filename(tmp_path / "hot.nii")
+    tried = [
+        (lambda: read_image(tmp_path / "a.hdr"), "one .nii file"),
+        (lambda: read_image(tmp_path / "v.nii", dims=2), "its slices as pictures"),
+        (lambda: read_label(tmp_path / "hot.nii"), "argmax"),
+    ]
+    for read, fix in tried:
+        with pytest.raises(MedsegError) as caught:
+            read()
+        assert fix in str(caught.value.fix)
