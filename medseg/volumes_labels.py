@@ -42,8 +42,7 @@ def interpret(
     colours = mapping if isinstance(mapping, Mapping) and any(not _number(key) for key in mapping) else None
     if raw.kind == "axis":
         kind, expected = ("four dimensions", "3 dimensions") if spatial == 3 else ("several channels", "1 channel")
-        fix = "make one label of them, with a value for each class (of one-hot labels and probabilities: numpy's argmax "
-        fix += "along the last axis)"
+        fix = "make one label of them, with a value for each class (of probabilities and one-hot labels numpy's argmax)"
         raise _refused(f"a label with {kind}", "E310", path, case, expected, f"shape {array.shape}", fix)
     if raw.kind == "palette":
         assert raw.palette is not None
