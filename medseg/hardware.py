@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from medseg.errors import ResourceError, UsageError
+from medseg.precision import kept_precision
 
 __all__ = [
     "Hardware",
@@ -209,15 +210,15 @@ def configured(hardware: Hardware, *, deterministic: bool = True) -> Iterator[No
     threads = torch.get_num_threads()
     algorithms = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    benchmark, matmul = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    benchmark = torch.backends.cudnn.benchmark
     torch.set_num_threads(hardware.threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory for each new tensor
     torch.backends.cudnn.benchmark = not deterministic
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU; nothing on a CPU
     kept = hardware.device.type == "cpu" and keep_memory()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_precision():
+            torch.set_float32_matmul_precision("high")  # TF32 on a GPU; nothing on most CPUs
             warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
             # 1x1 kernels have several equal layouts; DistributedDataParallel may name another than autograd does
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -229,7 +230,6 @@ def configured(hardware: Hardware, *, deterministic: bool = True) -> Iterator[No
         torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(matmul)
         if kept:
             keep_memory(False)
 

@@ -2,7 +2,8 @@
 
 PyTorch lets Python code be a backend (`torch.utils.backend_registration`). Tensors of the one that is registered here
 hold a CPU tensor and compute with it, but an operation that is given tensors of both devices is refused, and so is
-numpy. What it cannot show: speed, CUDA's own kernels and number types.
+numpy. Matrix products are rounded to TF32 where torch is told so. What it cannot show: speed, CUDA's own kernels and
+number types.
 
     python tests/second_device.py        # runs all checks below, prints {"check": null or "what went wrong"} as JSON
 
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = "second:0"
 COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
 
@@ -77,6 +79,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "aten::is_pinned":
         return False
     plain = [leaf.raw if isinstance(leaf, Second) else _on_cpu(leaf) for leaf in leaves]
+    if here and name in PRODUCTS and torch.get_float32_matmul_precision() != "highest":
+        plain = [_rounded(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in plain]
     args, kwargs = tree.tree_unflatten(plain, form)
     found = func(*args, **kwargs)
 
@@ -91,6 +95,13 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return Second(value.clone() if name == "aten::_to_copy" and not here else value) if there else value
 
     return tree.tree_map(wrap, found)
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    """As a GPU reads them for a product in TF32: 11 of 24 bits."""
+    if values.dtype != torch.float32:
+        return values
+    return (((values.contiguous().view(torch.int32) + 0x1000) >> 13) << 13).view(torch.float32)
 
 
 def _on_cpu(leaf: Any) -> Any:
@@ -240,6 +251,7 @@ def main() -> None:
     results = {}
     library = register()
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # as training does
     with Everywhere():
         for name, check in list(globals().items()):
             if name.startswith("check_"):

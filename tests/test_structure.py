@@ -34,6 +34,7 @@ FLOORS = {
 # Modules split off to keep files short stand on the floor of the module whose name they begin with (volumes_dicom is
 # volumes). Those with a name of their own stand here, with what they are.
 EXTRA: dict[str, tuple[int, str]] = {
+    "precision": (0, "how far torch rounds fp32, for whoever computes"),
     "schedules": (1, "learning-rate schedules: plain arguments, like the other parts"),
     "splitting": (4, "cases -> folds, for data"),
     "sampling": (4, "folds -> samples, for data"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from medseg.errors import ResourceError, UsageError
 from medseg.inference.convolutions import FastConvolutions
+from medseg.precision import full_precision
 
 __all__ = ["Passes", "is_out_of_memory", "mirror_axes", "to_logits", "to_probabilities"]
 
@@ -151,23 +152,6 @@ class Passes:
         if isinstance(output, dict):
             raise UsageError("the network returns a dict; inference needs a tensor", field="network")
         return output.float()
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 in all 24 bits for the block: by default cuDNN's convolutions round their inputs to TF32's 11 bits.
-
-    With TF32 tiled and whole-image output differ by some 1e-3 on a GPU (an algorithm is chosen for each size). Has no
-    effect on a CPU, nor on what autocast computes in bf16 or fp16.
-    """
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
 
 
 def _flip(images: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:

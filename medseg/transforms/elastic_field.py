@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from medseg.errors import UsageError
+from medseg.precision import full_precision
 from medseg.transforms.splines import noise_matrix, spline_matrix
 
 __all__ = ["Field", "draw_field", "draw_fields", "elastic_displacement", "evaluate", "largest_sigma"]
@@ -181,6 +182,7 @@ def largest_sigma(shape: Sequence[int], grid: Sequence[int]) -> list[float]:
     return [STEEPEST * (n - 1) / (g - 1) for n, g in zip(shape, grid, strict=True)]
 
 
+@full_precision()
 def evaluate(coefficients: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """Sum the products: (B, D, m_0, ...) and one (n_a, m_a) per axis -> (B, D, n_0, ...).
 

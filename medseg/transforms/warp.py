@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from medseg.errors import GeometryError, UsageError
+from medseg.precision import full_precision
 from medseg.transforms.elastic_field import Field
 from medseg.transforms.sampling import resample
 
@@ -54,6 +55,7 @@ class Warp:
         return self.field is not None or self.affine is not None
 
 
+@full_precision()  # training lets a GPU round products
 def warp_positions(warps: Sequence[Warp], device: torch.device | str | None = None) -> torch.Tensor:
     """Where each output voxel looks in the input: -1 is the first voxel's centre, 1 the last's, mirrored into [-1, 1].
 
@@ -110,6 +112,7 @@ def warp_sample(
     return done
 
 
+@full_precision()
 def _by_slabs(
     arrays: Mapping[Any, torch.Tensor], warps: Sequence[Warp], linear: Sequence[Any]
 ) -> dict[Any, torch.Tensor]:
