@@ -1,4 +1,4 @@
-"""Several processes as one: started by torchrun or SLURM, talking over gloo (CPU) or nccl (GPU) through ignite.
+"""Several processes as one: started by torchrun, talking over gloo (CPU) or nccl (GPU) through ignite.
 
 Only tensors travel between processes, never objects. Decisions (stop, which folder, scores) go over gloo on the CPU,
 so that nothing waits for a GPU. If a process is lost, the next exchange of the others fails: nobody hangs.
@@ -144,7 +144,7 @@ def lost_process(error: BaseException) -> LostProcess | None:
 
 
 def launched() -> bool:
-    """Whether torchrun, or SLURM through srun with MASTER_ADDR set, has started this as one of several processes."""
+    """Whether torchrun has started this as one of several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
@@ -167,7 +167,7 @@ def processes(device: str = "auto") -> Iterator[Group]:
     if on_gpu:  # refused here and not by nccl, which only knows that it failed
         choose_hardware(device, local_rank=int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if on_gpu else "gloo"
-    with _told():
+    with _told(), _by_torchrun():
         idist.initialize(backend, timeout=PATIENCE)
     control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
     group = Group(idist.get_rank(), idist.get_world_size(), idist.get_local_rank(), control)
@@ -181,7 +181,22 @@ def processes(device: str = "auto") -> Iterator[Group]:
         # the interpreter locked when the last holder of the group goes. So: no holder but torch, and time to let go
         gc.collect()
         time.sleep(0.2)
-        idist.finalize()
+        with _by_torchrun():
+            idist.finalize()
+
+
+@contextlib.contextmanager
+def _by_torchrun() -> Iterator[None]:
+    """A block in which ignite takes the ranks that torchrun gave.
+
+    Inside of a SLURM job it asks that they be those of SLURM's tasks, of which one starts a torchrun for each machine.
+    """
+    job = os.environ.pop("SLURM_JOB_ID", None)
+    try:
+        yield
+    finally:
+        if job is not None:
+            os.environ["SLURM_JOB_ID"] = job
 
 
 def wrap_network(network: nn.Module, group: Group, device: torch.device) -> tuple[nn.Module, list[str]]:

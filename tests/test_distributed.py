@@ -106,6 +106,26 @@ def test_two_processes_agree():
     assert second == ([15, 7], [3.0], "runs/läuft", False)
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        # two machines, on each of them srun starts a torchrun; a torchrun of a batch script, without srun
+        {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {"SLURM_JOB_NUM_NODES": "1"},
+    ],
+)
+def test_inside_a_slurm_job_the_ranks_are_those_of_torchrun(job, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+
+    def work(group: Group):
+        return group.rank, group.local_rank, group.world, group.largest([group.rank])[0], os.environ["SLURM_JOB_ID"]
+
+    assert in_two(work) == [(0, 0, 2, 1, "77"), (1, 1, 2, 1, "77")]
+
+
 def test_other_errors_of_a_step_are_none_of_a_lost_process():
     for error in (RuntimeError("shapes cannot be multiplied"), ValueError("gloo"), torch.OutOfMemoryError("memory")):
         assert lost_process(error) is None
