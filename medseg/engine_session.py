@@ -95,6 +95,11 @@ class Session:
         """Begin to count minutes of training on top of those of earlier sessions."""
         self._started, self._before = time.perf_counter(), self.progress.minutes
 
+    @property
+    def minutes(self) -> float:
+        """Minutes of this session alone; `progress.minutes` counts those of earlier ones too."""
+        return self.progress.minutes - self._before
+
     def tick(self) -> None:
         """Bring `progress.minutes` up to date (in one process; `agree` makes all processes agree)."""
         if self._started is not None:

@@ -252,8 +252,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def write_profile(session: Session, path: Path) -> str:
-    """Where the time went, as a small table; also written to `path`."""
-    total = max(1e-9, session.progress.minutes * 60)
+    """Where the time of this session went, as a small table; also written to `path`."""
+    total = max(1e-9, session.minutes * 60)
     names = {"step": "steps", "wait": "waiting for data", "validate": "validation", "save": "checkpoints"}
     lines = [f"{names[key]:18} {value:9.1f} s {100 * value / total:5.1f} %" for key, value in session.seconds.items()]
     text = "\n".join([f"{'all':18} {total:9.1f} s", *lines]) + "\n"

@@ -16,6 +16,7 @@ import pytest
 
 from medseg import handlers
 from medseg.engine_budget import Progress
+from medseg.engine_session import Session
 from medseg.errors import ResourceError
 from medseg.handlers_output import (
     BarOutput,
@@ -156,7 +157,11 @@ def test_the_pace_on_a_gpu_counts_the_time_for_which_its_steps_are_waited_for(tm
 
 
 def test_the_profile_adds_up(tmp_path):
-    text = write_profile(session(tmp_path), tmp_path / "profile.txt")
+    one = Session.__new__(Session)  # of a run that goes on after two minutes
+    one.progress, one.seconds = Progress(minutes=2.0), session(tmp_path).seconds
+    one.start_clock()
+    one.progress.minutes += 0.5
+    text = write_profile(one, tmp_path / "profile.txt")
     assert "steps                   20.0 s  66.7 %" in text
     assert (tmp_path / "profile.txt").read_text() == text
 
