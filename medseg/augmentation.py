@@ -87,7 +87,7 @@ class Augmentation:
                         result = _at_once(transform, result, own, spacings, **around)
                     else:
                         result = _one_by_one(transform, result, own)
-                except MedsegError:
+                except (MedsegError, MemoryError, torch.OutOfMemoryError):  # a GPU's memory: training tells what helps
                     raise
                 except Exception as error:
                     name = self.components[number].name

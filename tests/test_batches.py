@@ -322,6 +322,19 @@ def test_a_failing_augmentation_names_transform_and_cases(stored):
     assert set(caught.value.case.split(", ")) == set(one.cases((0, 0)))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_running_out_of_memory_is_no_fault_of_the_data(stored, error):
+    """On a GPU batches are augmented beside the step; what helps then is told as for the step (E523)."""
+    one = maker(stored, components=(Component("RandIntensityd"),))
+
+    def fails(*_):
+        raise error
+
+    one.augmentation.transforms[0].apply_batch = fails
+    with pytest.raises(type(error)):
+        one[0, 0]
+
+
 def test_workers_that_cannot_be_started_are_told(stored, monkeypatch):
     real, made = torch.multiprocessing.Queue, []
 

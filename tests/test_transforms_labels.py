@@ -144,6 +144,20 @@ def test_renaming():
         RemapLabelsd({1: 256})
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_high_numbers_of_instances_cost_no_memory(background, monkeypatch):
+    # numbers that are hashes or colours: a place for each number up to the highest would take gigabytes
+    low = np.zeros((1, 12, 20), np.int64)
+    low[:, :, 3:9], low[:, :, 9:17] = 2, 1
+    low = low if background else low[..., 3:17]
+    high = np.array([0, 7, 10**6])[low]
+    seen, find = [], ndimage.find_objects
+    monkeypatch.setattr(ndimage, "find_objects", lambda array: seen.append(array.max()) or find(array))
+    labels = [InteriorBorderLabeld()({"instances": torch.from_numpy(array)})["label"] for array in (low, high)]
+    assert torch.equal(*labels)
+    assert seen == [2, 2]
+
+
 @pytest.mark.parametrize("transform", [InstancesToLabeld(), InteriorBorderLabeld()])
 def test_instances_that_resampling_left_as_floats(transform):
     numbers = torch.tensor([[[1, 1, 1, 2, 2, 2]] * 3], dtype=torch.int32)

@@ -205,7 +205,7 @@ class InteriorBorderLabeld(MapTransform):
         label_key, instance_key = self.keys
         if instance_key not in sample:
             return sample
-        instances = whole_numbers(plain(sample[instance_key]).numpy()[0], str(instance_key))
+        instances = _low_numbers(whole_numbers(plain(sample[instance_key]).numpy()[0], str(instance_key)))
         label = np.zeros(instances.shape, np.uint8)
         for number, box in enumerate(ndimage.find_objects(instances.astype(np.int64)), start=1):
             if box is None:
@@ -228,6 +228,18 @@ class InteriorBorderLabeld(MapTransform):
             label[plain(sample[label_key]).numpy()[0] == self.ignore] = self.ignore
         sample[label_key] = like(torch.from_numpy(label[None]), sample[instance_key])
         return sample
+
+
+def _low_numbers(instances: np.ndarray) -> np.ndarray:
+    """The same instances, with numbers not above that of voxels: scipy keeps a place for each number up to the highest.
+
+    >>> _low_numbers(np.array([0, 10**9, 5])).tolist()
+    [0, 2, 1]
+    """
+    if instances.size == 0 or int(instances.max()) <= instances.size:
+        return instances
+    present, numbered = np.unique(np.maximum(instances, 0), return_inverse=True)
+    return numbered.reshape(instances.shape) + int(present[0] != 0)
 
 
 class RemapLabelsd(MapTransform):
