@@ -113,6 +113,13 @@ def test_a_difference_of_bounded_scores_stays_possible():
     assert cut.verdict == free.verdict == "no difference shown"
 
 
+def test_one_patient_whose_differences_cancel_is_no_error():
+    first, second = [0.9, 0.8, 0.7], [0.9 + 0.3, 0.8 - 0.1, 0.7 - 0.2]
+    assert sum(b - a for a, b in zip(first, second, strict=True)) != 0  # but for rounding it is
+    found = compare_paired(first, second, groups=["p"] * 3)
+    assert (found.p, found.ranks, found.verdict) == (1.0, 0, "no difference shown")
+
+
 def test_a_mean_against_most_cases_gets_no_verdict():
     """50 of 60 cases gain 0.025, ten lose 0.475: the mean falls by 0.058, the ranks (1275 against 555) say gain."""
     first = np.linspace(0.6, 0.9, 60)

@@ -220,10 +220,10 @@ def wilcoxon(differences: np.ndarray) -> tuple[float, int]:
     """
     from scipy import stats
 
-    if not np.any(differences):
-        return 1.0, 0
     # differences of scores that are equal on paper differ by rounding: they must tie
     exact = np.round(differences, 12)
+    if not np.any(exact):
+        return 1.0, 0
     side = float(np.sum(stats.rankdata(np.abs(exact)) * np.sign(exact)))
     return float(stats.wilcoxon(exact, zero_method="zsplit").pvalue), int(np.sign(side))
 
