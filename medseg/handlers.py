@@ -26,6 +26,7 @@ from medseg.hardware import peak_memory
 __all__ = ["Output", "attach_handlers", "close_epoch", "make_engine", "save_epoch"]
 
 BAD_STEPS = 5  # updates in a row without a finite gradient after which training ends
+_HALVINGS = 16  # with fp16 so many more: each halves the scale of the loss, 65536 at the start, until gradients fit
 _LOOK_EVERY = 20  # on a GPU: iterations between two looks, each of which waits for the device
 _SAVE_SHARE = 0.1  # share of the time that saving after epochs may take
 
@@ -220,7 +221,7 @@ def _check_gradient(session: Session) -> None:
     begin = time.perf_counter()
     bad = session.step.bad_steps()
     session.seconds["step"] += time.perf_counter() - begin  # a GPU's steps were only begun before
-    if bad < BAD_STEPS:
+    if bad < BAD_STEPS + _HALVINGS * (session.hardware.precision == "fp16"):
         return
     cases = list(dict.fromkeys(case for batch in session.recent[-bad * session.train.accumulate :] for case in batch))
     raise TrainingError(

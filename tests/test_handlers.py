@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from medseg import handlers
 from medseg.engine_budget import Progress
 from medseg.engine_session import Session
-from medseg.errors import ResourceError
+from medseg.errors import ResourceError, TrainingError
 from medseg.handlers_output import (
     BarOutput,
     LineOutput,
@@ -29,6 +30,7 @@ from medseg.handlers_output import (
     write_profile,
 )
 from medseg.handlers_signals import Signals, Stopped, listen
+from medseg.hardware import Hardware
 from medseg.run import RunFolder
 
 
@@ -149,11 +151,25 @@ def test_times_are_told_as_people_say_them():
 def test_the_pace_on_a_gpu_counts_the_time_for_which_its_steps_are_waited_for(tmp_path):
     # begun in no time, computed in 0.2 s for which the look at the gradients waits: 20 patches, none of them waited for
     step = SimpleNamespace(bad_steps=lambda: time.sleep(0.2) or 0)
-    one = session(tmp_path, step=step, hardware=SimpleNamespace(device=SimpleNamespace(type="cuda")), per_epoch=100)
+    one = session(tmp_path, step=step, hardware=Hardware(torch.device("cuda"), "bf16", 1, ""), per_epoch=100)
     one.seconds, one.mark, one.images, one.stream = {"step": 0.0, "wait": 0.0}, {}, 20, None
     one.progress.iteration = 20
     handlers._check_gradient(one)
     assert 60 < handlers._pace(one)["images_per_second"] <= 100
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 4), ("bf16", 4), ("fp16", 20)])
+def test_a_scale_that_is_still_looked_for_ends_nothing(tmp_path, precision, most):
+    """Gradients of fp16 overflow until GradScaler has halved its scale, from 65536 on, as often as they need."""
+    assert torch.amp.GradScaler("cpu").get_scale() == 2**16
+    hardware = Hardware(torch.device("cuda"), precision, 1, "")
+    one = session(tmp_path, hardware=hardware, per_epoch=5, seconds={"step": 0.0}, recent=[("a",)])
+    one.progress.step, one.train = 5, SimpleNamespace(accumulate=1)
+    one.step = SimpleNamespace(bad_steps=lambda: most)
+    handlers._check_gradient(one)
+    one.step = SimpleNamespace(bad_steps=lambda: most + 1)
+    with pytest.raises(TrainingError, match=f"{most + 1} steps in a row"):
+        handlers._check_gradient(one)
 
 
 def test_the_profile_adds_up(tmp_path):
