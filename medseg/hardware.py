@@ -118,6 +118,9 @@ def supports_bf16(device: torch.device) -> bool:
 def real_cores() -> int:
     """Cores that this process may use: affinity, container quota, OMP_NUM_THREADS; two threads of a core count once.
 
+    Of several processes of torchrun each has its share: torchrun sets OMP_NUM_THREADS=1 where nobody chose, which would
+    leave one core of many to the preparation of a GPU's batches. More than 1 was chosen and counts.
+
     >>> real_cores() >= 1
     True
     """
@@ -131,7 +134,10 @@ def real_cores() -> int:
     if (quota := _container_quota()) is not None:
         limits.append(quota)
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "") if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    if asked == "1" and beside.isdecimal() and int(beside) > 1:
+        limits = [min(limits) // int(beside)]
+    elif asked.isdecimal() and int(asked) > 0:
         limits.append(int(asked))
     return max(1, min(limits))
 

@@ -543,6 +543,21 @@ def test_hardware_is_chosen_and_checked(monkeypatch):
     assert real_cores() == 1
 
 
+@pytest.mark.parametrize(("threads", "processes", "share"), [("1", 4, 4), ("3", 4, 3), ("1", 1, 1), ("1", 99, 1)])
+def test_processes_of_torchrun_share_the_cores(threads, processes, share, monkeypatch):
+    """Of 16 cores: torchrun sets one thread for each of several processes where nobody chose."""
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 16)
+    monkeypatch.setattr("medseg.hardware._container_quota", lambda: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert real_cores() == share
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert real_cores() == int(threads)  # without torchrun it was chosen
+
+
 @pytest.mark.parametrize("capability", ["AVX512", "AVX2", "DEFAULT"])
 def test_the_layout_suits_the_network(capability, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
