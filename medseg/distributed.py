@@ -116,6 +116,10 @@ class Group:
         return values
 
 
+# gloo has no errors of its own: its texts hold the path of its source, or what the system says of a connection
+_BROKEN = ("gloo", "Connection reset by peer", "Connection closed by peer", "Broken pipe")
+
+
 class LostProcess(TrainingError):
     """Another process of the run has ended; its own message says why."""
 
@@ -139,7 +143,8 @@ def _lost(error: BaseException) -> LostProcess:
 
 def lost_process(error: BaseException) -> LostProcess | None:
     """`error` of a training step as the loss of another process, if it is that: torch itself exchanges gradients."""
-    exchanged = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
+    exchanged = isinstance(error, dist.DistError) or told
     return _lost(error) if exchanged else None
 
 

@@ -126,6 +126,12 @@ def test_inside_a_slurm_job_the_ranks_are_those_of_torchrun(job, monkeypatch):
     assert in_two(work) == [(0, 0, 2, 1, "77"), (1, 1, 2, 1, "77")]
 
 
+def test_a_broken_connection_is_a_lost_process_whatever_else_is_said():
+    # with torch 2.14.1 an error without "gloo" in its text was seen once in some hundred runs
+    for text in ("[enforce fail at gloo/pair.cc:545] Read error", "Broken pipe", "Connection reset by peer"):
+        assert isinstance(lost_process(RuntimeError(f"{text}: rank 1")), LostProcess)
+
+
 def test_other_errors_of_a_step_are_none_of_a_lost_process():
     for error in (RuntimeError("shapes cannot be multiplied"), ValueError("gloo"), torch.OutOfMemoryError("memory")):
         assert lost_process(error) is None
@@ -159,10 +165,10 @@ def test_a_process_that_is_gone_is_noticed_at_once(exchange):
                 else:  # by torch, in the middle of backward
                     network(torch.ones(1, 1)).sum().backward()
         except RuntimeError as error:
-            told = lost_process(error)
+            told = lost_process(error) or error
         except LostProcess as error:
             told = error
-        return time.monotonic() - begin if isinstance(told, LostProcess) else 99.0
+        return time.monotonic() - begin if isinstance(told, LostProcess) else repr(told)
 
     # the survivor cannot leave in good order, but it leaves
     context = multiprocessing.get_context("fork")
@@ -184,7 +190,9 @@ def test_a_process_that_is_gone_is_noticed_at_once(exchange):
     started = [context.Process(target=start, args=(rank,)) for rank in range(2)]
     for process in started:
         process.start()
-    assert results.get(timeout=60) < 30
+    seconds = results.get(timeout=60)
+    assert isinstance(seconds, float), seconds
+    assert seconds < 30
     for process in started:
         process.join(30)
     assert [process.exitcode for process in started] == [3, -signal.SIGKILL]
