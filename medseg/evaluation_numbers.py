@@ -9,6 +9,7 @@ import numpy as np
 
 __all__ = ["count_overlaps", "numbering_notes"]
 
+_VOXELS = 1 << 22  # counted at once
 _LARGEST = 127  # label number; with larger ones the table of pairs of each case would be large
 _MOST = 0.8  # of the voxels of a label that both sides mark: they are another label on the other side, and no third one
 
@@ -23,9 +24,16 @@ def count_overlaps(prediction: np.ndarray | None, reference: np.ndarray, labels:
     top = max(known, default=0) + 1
     if prediction is None or len(known) < 2 or top > _LARGEST + 1:
         return None
-    both = (prediction > 0) & (prediction < top) & (reference > 0) & (reference < top)
-    pairs = reference[both].astype(np.int64) * top + prediction[both]
-    return np.bincount(pairs, minlength=top * top).reshape(top, top)
+    counts = np.zeros(top * top, np.int64)
+    for part, other in zip(_slabs(prediction), _slabs(reference), strict=True):
+        both = (part > 0) & (part < top) & (other > 0) & (other < top)
+        counts += np.bincount(other[both].astype(np.int64) * top + part[both], minlength=top * top)
+    return counts.reshape(top, top)
+
+
+def _slabs(array: np.ndarray) -> list[np.ndarray]:
+    """Views of some million voxels each: eight bytes for each pair of a whole CT would be a gigabyte."""
+    return np.array_split(array, max(1, min(len(array), array.size // _VOXELS)))
 
 
 def numbering_notes(

@@ -18,6 +18,6 @@ def tell_other_images(pairs: Sequence[Pair]) -> list[str]:
     if not other:
         return []
     return [
-        f"{len(other)} of {counted(len(masks), 'mask')} predicted from other files than the images of their cases "
+        f"{len(other)} of {counted(len(masks), 'mask')}: predicted from other files than the images of their cases "
         f"({listed(other)}): where these show something else, the scores mean nothing."
     ]

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg import evaluation_pool
+from medseg import evaluation_numbers, evaluation_pool
 from medseg.cli import main
 from medseg.entry import add_dataset
 from medseg.errors import CasesFailed, CheckpointError, DataError, GeometryError, LabelError, MedsegError, UsageError
 from medseg.evaluation import evaluate, pool_runs
+from medseg.evaluation_numbers import count_overlaps
 from medseg.evaluation_pairs import Reading, match_folders, parse_labels
 from medseg.evaluation_pool import count_workers, largest_reference
 from medseg.evaluation_probabilities import calibration_counts
@@ -1227,3 +1228,14 @@ def test_pooled_folds_resample_patients_also_where_a_fold_has_one_case_of_each(t
     wanted = summarise(list(values.values()), groups=list(patients.values()), bounds=(0, 1))
     assert (score["n"], score["patients"], found["bootstrap"]["by"]) == (7, 4, "patients")
     assert (score["low"], score["high"]) == (wanted.low, wanted.high)
+
+
+@pytest.mark.parametrize("voxels", [1, 50, 10**6])
+def test_pairs_of_labels_are_counted_in_slabs(voxels, monkeypatch):
+    monkeypatch.setattr(evaluation_numbers, "_VOXELS", voxels)
+    prediction, reference = np.random.default_rng(0).integers(0, 6, (2, 7, 5, 4)).astype(np.uint8)
+    counts = count_overlaps(prediction, reference, (1, 3, 4))
+    for one in range(5):
+        for two in range(5):
+            both = np.sum((reference == one) & (prediction == two)) if one and two else 0
+            assert counts[one, two] == both

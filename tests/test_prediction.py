@@ -575,7 +575,7 @@ def test_masks_that_were_predicted_from_other_images_than_the_sets_are_told(tmp_
     make_volume(data / "other" / "b.nii.gz", seed=9)
     predict(make_model(), data / "other" / "b.nii.gz", tmp_path / "masks", progress=False)
     (note,) = told(tmp_path / "masks")
-    assert note.startswith("1 of 2 masks predicted from other files")
+    assert note.startswith("1 of 2 masks: predicted from other files")
     assert "(b)" in note
     given = evaluate(
         tmp_path / "masks", data / "la", images=data / "im", workers=1, metrics=["Dice"], output=tmp_path / "scores"
