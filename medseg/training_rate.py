@@ -13,8 +13,9 @@ from medseg.config import Pipeline, load_dataset, load_pipeline
 from medseg.data import data_root
 from medseg.distributed import Group
 from medseg.engine_stream import BatchStream
-from medseg.errors import TrainingError
+from medseg.errors import MedsegError, ResourceError, TrainingError
 from medseg.hardware import choose_hardware, configured
+from medseg.inference.passes import is_out_of_memory
 from medseg.patches import derive_seed
 from medseg.training_setup import build_step, prepare
 from medseg.training_weights import load_weights
@@ -56,6 +57,7 @@ def find_learning_rate(
 
     Raises:
         TrainingError: E602, the loss is no number from the start.
+        ResourceError: E523, a step does not fit into memory.
     """
     root = data_root(data)
     chosen = pipeline if isinstance(pipeline, Pipeline) else load_pipeline(pipeline, root=root)
@@ -73,10 +75,18 @@ def find_learning_rate(
             rate = lowest * (highest / lowest) ** (number / max(1, steps - 1))
             for group in step.optimizer.param_groups:
                 group["lr"] = rate
-            batch = next(stream).to(hardware.device)
-            if prepared.device_augmentation is not None:
-                batch = prepared.maker.finish(batch, prepared.device_augmentation)
-            loss = float(step(batch, seed=derive_seed(chosen.train.seed, number)))
+            batch = next(stream)
+            try:
+                batch = batch.to(hardware.device)
+                if prepared.device_augmentation is not None:
+                    batch = prepared.maker.finish(batch, prepared.device_augmentation)
+                loss = float(step(batch, seed=derive_seed(chosen.train.seed, number)))
+            except Exception as error:
+                if isinstance(error, MedsegError) or not is_out_of_memory(error):
+                    raise
+                what, fix = "out of memory while looking for a learning rate", "medseg train names the patch that fits"
+                found = f"patch {list(chosen.train.patch)}, batch {chosen.train.batch}"
+                raise ResourceError(what, code="E523", field="train.patch", found=found, fix=fix) from error
             if not math.isfinite(loss):
                 break
             # a mean over the last ten or so, without the pull of its first value

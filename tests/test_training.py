@@ -899,6 +899,16 @@ def test_the_suggested_rate_is_on_the_slope_whatever_the_first_batches_did():
     assert suggest(list(zip(rates.tolist(), losses.tolist(), strict=True))) == pytest.approx(3e-3, rel=0.2)
 
 
+def test_a_range_test_that_does_not_fit_into_memory_says_so(place, monkeypatch):
+    def step(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+    with pytest.raises(ResourceError, match="looking for a learning rate") as caught:
+        find_learning_rate(tiny_pipeline(), data=place / "data", cache=place / "cache", device="cpu", steps=20)
+    assert (caught.value.code, caught.value.found) == ("E523", "patch [8, 8, 8], batch 2")
+
+
 def test_the_learning_rate_finder_suggests_a_rate_in_its_range(place):
     found = find_learning_rate(tiny_pipeline(), data=place / "data", cache=place / "cache", device="cpu", steps=20)
     assert 1e-6 <= found.suggested <= 1
