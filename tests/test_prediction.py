@@ -499,6 +499,9 @@ def test_images_of_formats_that_are_not_read_are_told(tmp_path):
     assert "2 files in formats that medseg does not read (.bmp, .hdr)" in line
     assert result.as_dict()["lines"] == [line]
     assert not predict(make_model(), tmp_path / "in" / "a.nii.gz", tmp_path / "out", progress=False).lines
+    with pytest.raises(UsageError, match="holds no images") as caught:
+        predict(make_model(), tmp_path / "in" / "sub", tmp_path / "out", progress=False)
+    assert caught.value.found == "1 file in formats that medseg does not read (.bmp)"
 
 
 def test_masks_of_an_earlier_prediction_below_the_images_are_no_images(tmp_path):

@@ -21,6 +21,7 @@ _UNREAD = (
     ".ppm", ".pnm", ".svs", ".ndpi", ".scn", ".mrxs", ".vsi", ".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm", ".stk",
     ".btf", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.xz", ".nii.zst", ".npy",
 )  # fmt: skip
+_EMPTY = "the folder holds no images"  # as `volumes.list_inputs` says it
 
 
 def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path], list[tuple[str, MedsegError]]]:
@@ -60,6 +61,8 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
             for image in images:
                 found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
+            if error.message == _EMPTY and (unread := _look([name], output)[0]):
+                error.found, error.fix = unread, "save them as NIfTI, TIFF or PNG"
             refused.append((path.name or str(path), error))
     if not found:
         raise collect([error for _, error in refused] or [_nothing_named()])
@@ -68,6 +71,17 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
 
 def tell_left_out(inputs: Sequence[str | Path], output: Path) -> list[str]:
     """Notes on what is in input folders and gets no mask: images of formats that are not read, and earlier masks."""
+    unread, earlier = _look(inputs, output)
+    notes = []
+    if earlier:
+        notes.append(f"note: {counted(earlier, 'folder')} of earlier predictions below the inputs: left out")
+    if unread:
+        notes.append(f"note: {unread}: left out; save as NIfTI, TIFF or PNG")
+    return notes
+
+
+def _look(inputs: Sequence[str | Path], output: Path) -> tuple[str, int]:
+    """What input folders hold in formats that are not read, in words, and how many folders of earlier masks."""
     found: set[Path] = set()
     earlier: set[Path] = set()
     for folder in (Path(name) for name in inputs if str(name) and os.path.isdir(name)):
@@ -78,17 +92,9 @@ def tell_left_out(inputs: Sequence[str | Path], output: Path) -> list[str]:
                 continue
             folders[:] = [n for n in folders if not n.startswith(".") and Path(base, n).resolve() != output.resolve()]
             found |= {Path(base, n) for n in names if not n.startswith(".") and n.lower().endswith(_UNREAD)}
-    notes = []
-    if earlier:
-        notes.append(f"note: {counted(len(earlier), 'folder')} of earlier predictions below the inputs: left out")
-    if not found:
-        return notes
-    kinds = ", ".join(sorted({next(end for end in _UNREAD if path.name.lower().endswith(end)) for path in found}))
-    count = counted(len(found), "file")
-    return [
-        *notes,
-        f"note: {count} in formats that medseg does not read ({kinds}): left out; save as NIfTI, TIFF or PNG",
-    ]
+    kinds = sorted({next(end for end in _UNREAD if path.name.lower().endswith(end)) for path in found})
+    unread = f"{counted(len(found), 'file')} in formats that medseg does not read ({', '.join(kinds)})" if found else ""
+    return unread, len(earlier)
 
 
 def _is_predicted(image: Path, folder: Path) -> bool:
