@@ -9,7 +9,7 @@ from pathlib import Path
 from medseg.data_case import PART_NAMES
 from medseg.errors import ConfigError, listed
 
-__all__ = ["IMAGE_COLUMN", "canonical_name", "find_columns", "rename_columns", "tell_columns"]
+__all__ = ["IMAGE_COLUMN", "canonical_name", "find_columns", "rename_columns", "tell_columns", "unread_columns"]
 
 IMAGE_COLUMN = re.compile("image_[0-9]+")
 _EXACT = ("id", "fov", "group")  # `ID` is often a patient's, `FOV` a size, `Group` an arm of a study
@@ -68,6 +68,11 @@ def rename_columns(row: Mapping[str, str], known: Mapping[str, str]) -> dict[str
     return {name: row.get(column, "") for name, column in known.items()}
 
 
+def unread_columns(columns: Sequence[str], known: Mapping[str, str]) -> list[str]:
+    """The columns of a table that `find_columns` took for nothing."""
+    return [column for column in columns if column and column not in known.values()]
+
+
 def tell_columns(columns: Sequence[str], known: Mapping[str, str]) -> list[str]:
     """Notes for the user: which column was taken for what, and which are not read.
 
@@ -76,7 +81,7 @@ def tell_columns(columns: Sequence[str], known: Mapping[str, str]) -> list[str]:
     """
     taken = [column if name == column else f"{column} as {name}" for name, column in known.items()]
     notes = [f"columns that are read: {', '.join(taken)}"]
-    if unread := [column for column in columns if column and column not in known.values()]:
+    if unread := unread_columns(columns, known):
         notes.append(f"columns that are not read: {', '.join(unread)} (a patient's is called group or patient)")
     return notes
 

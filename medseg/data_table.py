@@ -12,7 +12,7 @@ from medseg.component import nearest
 from medseg.config import DatasetSpec
 from medseg.config_dataset import Layout
 from medseg.data_case import PART_NAMES, PARTS, Case, Problems, stay_inside
-from medseg.data_columns import canonical_name, find_columns, rename_columns
+from medseg.data_columns import canonical_name, find_columns, rename_columns, unread_columns
 from medseg.errors import ConfigError, DataError, counted
 from medseg.volumes import case_id
 
@@ -33,7 +33,7 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     except ConfigError as error:
         return [], list(error.problems)
     rows = [rename_columns(row, columns) for row in rows]
-    unread = [column for column in written if column and column not in columns.values()]
+    unread = unread_columns(written, columns)
     many = [f"image_{i}" for i in range(1, len(spec.channels) + 1)]
     images = many if len(spec.channels) > 1 and set(many) <= set(columns) else ["image"]
     if missing := [

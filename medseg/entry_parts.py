@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from medseg.data_case import PART_NAMES, PARTS, Case
 from medseg.data_pattern import PLACEHOLDER, compile_pattern, fill
-from medseg.errors import listed
 
 __all__ = ["parts_of", "tell_groups", "tell_parts"]
 
@@ -79,5 +78,5 @@ def tell_groups(cases: Sequence[Case]) -> list[str]:
     tails = {match[0][len(match[1]) + 1 :] for match in found if match}
     if None in found or not 2 <= len(heads) <= len(cases) / 2 or tails <= PART_NAMES.keys():
         return [note]
-    some = listed(sorted(heads), 3).partition(" ...")[0]
+    some = ", ".join(sorted(heads)[:3])
     return [f"{note} (ids may be those of {len(heads)} patients, {some}: --group '{expression}')"]

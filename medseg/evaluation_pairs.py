@@ -12,7 +12,7 @@ from medseg.evaluation_names import match_names, shorter_names
 from medseg.tables import named_as_pooled
 from medseg.volumes import Geometry, case_id, check_pair, list_inputs, read_geometry
 from medseg.volumes_dicom_grid import SEG_FIX
-from medseg.volumes_inputs import check_unique, one_kind
+from medseg.volumes_inputs import NO_IMAGES, check_unique, one_kind
 
 __all__ = [
     "Pair",
@@ -271,7 +271,7 @@ def _files_of_cases(folder: Path, what: str, expected: str, *, field: str | None
         check_unique(files)
         return {case_id(path): path for path in files}
     except UsageError as error:
-        if error.message != "the folder holds no images":  # two files of one case
+        if error.message != NO_IMAGES:  # two files of one case
             raise
         raise DataError(error.message, code="E302", field=field, file=folder, expected=expected) from error
 

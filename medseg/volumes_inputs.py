@@ -15,6 +15,7 @@ from medseg.files import full_suffix, require_file
 from medseg.volumes_pictures import sniff_picture
 
 __all__ = [
+    "NO_IMAGES",
     "case_id",
     "check_unique",
     "closed_folders",
@@ -26,6 +27,7 @@ __all__ = [
     "same_file",
 ]
 
+NO_IMAGES = "the folder holds no images"  # what `list_inputs` says of one: who calls it may know more
 _DICOMDIR = "1.2.840.10008.1.3.10"  # media storage directory, PS3.4 annex I: a table of contents, no image
 
 SUFFIXES = {
@@ -128,7 +130,7 @@ def list_inputs(paths: Sequence[str | Path], *, skip: str | Path | None = None, 
             if not inside:
                 expected = "images, or the files of a DICOM series"
                 fix = "name a folder with images"
-                raise UsageError("the folder holds no images", code="E103", file=path, expected=expected, fix=fix)
+                raise UsageError(NO_IMAGES, code="E103", file=path, expected=expected, fix=fix)
         elif is_there:
             inside = [path]
         else:

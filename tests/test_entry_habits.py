@@ -225,11 +225,21 @@ def parts_tree(root: Path, where: str, names: Sequence[tuple[str, str]]) -> None
         save(root / where.format(kind="masks", part=part, name=name), blob())
 
 
-@pytest.mark.parametrize("where", ["{kind}/{part}/{name}.png", "{part}/{kind}/{name}.png", "{part}/{name}/{kind}.png"])
+WHERE = pytest.mark.parametrize(
+    "where", ["{kind}/{part}/{name}.png", "{part}/{kind}/{name}.png", "{part}/{name}/{kind}.png"]
+)
+
+
+def add_parts(root: Path, where: str, names: Sequence[tuple[str, str]]) -> Sequence[str]:
+    """What `data add` tells of such a tree."""
+    parts_tree(root, where, names)
+    images, labels = (where.format(kind=kind, part="*", name="*") for kind in ("images", "masks"))
+    return add_dataset("mine", root, images=images, labels=labels).notes
+
+
+@WHERE
 def test_folders_called_as_parts_are_the_split(tmp_path, where):
-    parts_tree(tmp_path, where, [("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")])
-    patterns = [where.format(kind=kind, part="*", name="*") for kind in ("images", "masks")]
-    notes = add_dataset("mine", tmp_path, images=patterns[0], labels=patterns[1]).notes
+    notes = add_parts(tmp_path, where, [("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")])
     assert [case[:2] for case in cases(tmp_path)] == [
         ("a", "training"), ("b", "training"), ("c", "validation"), ("d", "test"),
     ]  # fmt: skip
@@ -253,11 +263,9 @@ def test_folders_that_are_no_parts(tmp_path, names):
     assert [case[1] for case in cases(tmp_path)] == ["training"] * len(names)
 
 
-@pytest.mark.parametrize("where", ["{kind}/{part}/{name}.png", "{part}/{kind}/{name}.png", "{part}/{name}/{kind}.png"])
+@WHERE
 def test_parts_with_files_of_one_name(tmp_path, where):
-    parts_tree(tmp_path, where, [("train", "1"), ("train", "2"), ("val", "1"), ("test", "1")])
-    patterns = [where.format(kind=kind, part="*", name="*") for kind in ("images", "masks")]
-    notes = add_dataset("mine", tmp_path, images=patterns[0], labels=patterns[1]).notes
+    notes = add_parts(tmp_path, where, [("train", "1"), ("train", "2"), ("val", "1"), ("test", "1")])
     assert [case[:2] for case in cases(tmp_path)] == [
         ("1_train", "training"), ("2_train", "training"), ("1_val", "validation"), ("1_test", "test"),
     ]  # fmt: skip
@@ -271,9 +279,7 @@ def test_parts_with_files_of_one_name(tmp_path, where):
 
 @pytest.mark.parametrize("where", ["{kind}/{part}/{name}.png", "{kind}_{part}.png"])
 def test_one_image_in_each_part_is_told(tmp_path, where):
-    parts_tree(tmp_path, where, [("train", "1"), ("test", "1")])
-    patterns = [where.format(kind=kind, part="*", name="*") for kind in ("images", "masks")]
-    notes = add_dataset("mine", tmp_path, images=patterns[0], labels=patterns[1]).notes
+    notes = add_parts(tmp_path, where, [("train", "1"), ("test", "1")])
     assert any(note.startswith("test, train are taken as the ids of cases, NOT as parts") for note in notes)
 
 

@@ -11,7 +11,7 @@ from medseg.errors import MedsegError, UsageError, collect, counted
 from medseg.inference.sources import RECORDS
 from medseg.package import MODEL_FILE
 from medseg.run import is_run
-from medseg.volumes_inputs import one_kind
+from medseg.volumes_inputs import NO_IMAGES, one_kind
 
 __all__ = ["find_inputs", "tell_left_out"]
 
@@ -21,7 +21,6 @@ _UNREAD = (
     ".ppm", ".pnm", ".svs", ".ndpi", ".scn", ".mrxs", ".vsi", ".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm", ".stk",
     ".btf", ".mgz", ".mgh", ".mnc", ".gipl", ".nii.bz2", ".nii.xz", ".nii.zst", ".npy",
 )  # fmt: skip
-_EMPTY = "the folder holds no images"  # as `volumes.list_inputs` says it
 
 
 def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path], list[tuple[str, MedsegError]]]:
@@ -61,7 +60,7 @@ def find_inputs(inputs: Sequence[str | Path], output: Path) -> tuple[list[Path],
             for image in images:
                 found.setdefault(volumes.same_file(image), image)
         except UsageError as error:
-            if error.message == _EMPTY and (unread := _look([name], output)[0]):
+            if error.message == NO_IMAGES and (unread := _look([name], output)[0]):
                 error.found, error.fix = unread, "save them as NIfTI, TIFF or PNG"
             refused.append((path.name or str(path), error))
     if not found:
