@@ -23,8 +23,10 @@ from torch import nn
 from medseg.errors import MedsegError, TrainingError, UsageError
 from medseg.hardware import choose_hardware
 
-__all__ = ["Group", "launched", "lost_process", "processes", "wrap_network"]
+__all__ = ["Group", "launched", "lost_process", "processes", "tell_copies", "wrap_network"]
 
+# how many tasks a launcher started: SLURM's srun (`man srun`, "output environment variables"), Open MPI, MPICH
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 PATIENCE = datetime.timedelta(hours=2)  # for the slowest validation case; a process that died is noticed at once
 
 
@@ -151,6 +153,20 @@ def lost_process(error: BaseException) -> LostProcess | None:
 def launched() -> bool:
     """Whether torchrun has started this as one of several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def tell_copies() -> list[str]:
+    """What should be told where srun or mpirun has started several of this process without torchrun.
+
+    It may be meant (seeds side by side, each with its own command), so it is no error.
+    """
+    name, count = next(((name, os.environ[name]) for name in _TASKS if name in os.environ), ("", "1"))
+    if launched() or not count.isdecimal() or int(count) < 2:
+        return []
+    return [
+        f"{count} tasks were started ({name}), and each trains a run of its own, on the same cores and GPUs if they "
+        "share a machine; for one run on all of them let each machine's task start torchrun (docs/training.md)"
+    ]
 
 
 @contextlib.contextmanager

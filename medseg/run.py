@@ -17,9 +17,20 @@ from typing import Any
 from medseg.errors import CheckpointError, ResourceError, listed
 from medseg.files import lock, probe_writable, remove_stale, resource_error, safe_stem, write_json, write_text
 
-__all__ = ["RunFolder", "git_state", "is_run", "known_before", "newest_run", "provenance", "seen_before", "versions"]
+__all__ = [
+    "RunFolder",
+    "git_state",
+    "is_run",
+    "known_before",
+    "newest_run",
+    "provenance",
+    "seen_before",
+    "start_time",
+    "versions",
+]
 
 STATES = ("running", "finished", "interrupted", "failed")
+_WHEN = "%Y-%m-%d_%H%M%S"  # in names of runs: 17 characters
 _MARKS = ("best.pt", "last.pt", "last.prev.pt", "status.json")
 
 
@@ -44,7 +55,7 @@ class RunFolder:
         Raises:
             ResourceError: E501, E502: nothing can be written there.
         """
-        when = (now or datetime.datetime.now()).strftime("%Y-%m-%d_%H%M%S")
+        when = (now or datetime.datetime.now()).strftime(_WHEN)
         parent, kept = Path(root) / safe_stem(name, ""), "none" if fold is None else fold
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -140,9 +151,21 @@ def newest_run(path: str | Path) -> Path:
             "runs of several pipelines lie below this folder", code="E360", file=path, expected="runs of one",
             found=listed(parents), fix="give one of them",
         )  # fmt: skip
-    # names begin with date and time; the file's own time would change when a run is copied. A run that ended before
-    # its first checkpoint is only taken where there is no other
-    return max(found, key=lambda run: (any(run.glob("*.pt")), run.name, str(run))) if found else path
+    # a run that ended before its first checkpoint is only taken where there is no other
+    return max(found, key=lambda run: (any(run.glob("*.pt")), start_time(run), run.name, str(run))) if found else path
+
+
+def start_time(run: Path) -> datetime.datetime:
+    """When a run began, to the second: as status.json says, else from its name, taken as this machine's local time.
+
+    Names are local time, which goes back an hour every autumn and is another one inside of most containers. The time of
+    the file itself would change when a run is copied.
+    """
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return datetime.datetime.fromisoformat(RunFolder(run).status["started"]).astimezone(datetime.UTC)
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.datetime.strptime(run.name[:17], _WHEN).astimezone(datetime.UTC)
+    return datetime.datetime.min.replace(tzinfo=datetime.UTC)  # a run with a name of its own and without status.json
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 from medseg.checkpoint import CheckpointStore
 from medseg.component import build_component
 from medseg.config import Pipeline, to_yaml
-from medseg.distributed import Group, lost_process, processes
+from medseg.distributed import Group, lost_process, processes, tell_copies
 from medseg.engine_budget import Budget
 from medseg.engine_session import Session
 from medseg.engine_stream import BatchStream
@@ -128,7 +128,7 @@ def _train_plan(
         if init is not None and plan.state is None:
             session.notices += load_weights(session.step, init, session.split, plan.spec)
         session.notices += check_memory(session)
-        session.notices[:0] = [*plan.notices, *prepared.notices]
+        session.notices[:0] = [*tell_copies(), *plan.notices, *prepared.notices]
         for notice in session.notices:
             show(f"note: {notice}")
         _describe(plan, prepared, session, None if init is None else str(newest_run(init).resolve()))

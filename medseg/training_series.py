@@ -10,7 +10,7 @@ from medseg.checkpoint_run import choices_of
 from medseg.config import Pipeline, load_pipeline
 from medseg.data import data_root
 from medseg.errors import CheckpointError
-from medseg.run import RunFolder, is_run, newest_run
+from medseg.run import RunFolder, is_run, newest_run, start_time
 
 __all__ = ["Series", "take_up"]
 
@@ -59,7 +59,7 @@ def take_up(folder: str | Path, *, data: str | Path | None = None) -> Series:
     if wanted is None or wanted[1] is None:
         raise CheckpointError("this run is none of several folds", code="E360", file=newest)
     runs = {}
-    for run in sorted(path for path in newest.parent.iterdir() if path.is_dir() and is_run(path)):
+    for run in sorted(filter(is_run, newest.parent.iterdir()), key=lambda path: (start_time(path), path.name)):
         found = _choices(run)
         begun = any(run.glob("last*.pt")) or RunFolder(run).status.get("state") == "finished"
         if begun and found is not None and found[0] == wanted[0] and found[1] is not None:

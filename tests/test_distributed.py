@@ -20,7 +20,7 @@ from torch import nn
 
 from medseg.checkpoint import read_state
 from medseg.config import to_yaml
-from medseg.distributed import Group, LostProcess, launched, lost_process, processes, wrap_network
+from medseg.distributed import Group, LostProcess, launched, lost_process, processes, tell_copies, wrap_network
 from medseg.errors import ResourceError, UsageError
 from medseg.training import train
 
@@ -124,6 +124,26 @@ def test_inside_a_slurm_job_the_ranks_are_those_of_torchrun(job, monkeypatch):
         return group.rank, group.local_rank, group.world, group.largest([group.rank])[0], os.environ["SLURM_JOB_ID"]
 
     assert in_two(work) == [(0, 0, 2, 1, "77"), (1, 1, 2, 1, "77")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, False),  # sbatch --ntasks=4, and one process of its script
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),  # srun --ntasks=4 medseg train
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2", "RANK": "0", "WORLD_SIZE": "8"}, False),  # srun torchrun
+    ],
+)
+def test_tasks_that_each_train_a_run_are_told(environment, told, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = tell_copies()
+    assert len(found) == told
+    assert all(f"{environment[text[text.index('(') + 1 : text.index(')')]]} tasks" in text for text in found)
 
 
 def test_a_broken_connection_is_a_lost_process_whatever_else_is_said():

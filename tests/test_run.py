@@ -59,6 +59,17 @@ def test_the_newest_run_with_weights_stands_for_a_folder_of_runs(tmp_path):
     assert RunFolder.open(tmp_path / "runs").path == newest
 
 
+def test_the_newest_run_began_last_whatever_the_clock_of_its_name(tmp_path):
+    # the hour that is told twice in autumn, and a container with another time zone: the name of the later run is less
+    first, second = (RunFolder.create(tmp_path, "liver", now=NOW.replace(hour=hour)) for hour in (2, 1))
+    for folder, began in ((first, "2026-10-25T00:50:00+00:00"), (second, "2026-10-25T01:10:00+00:00")):
+        folder.write_json("status.json", {"state": "finished", "started": began})
+    assert first.path.name > second.path.name
+    assert newest_run(tmp_path) == second.path
+    first.write_json("status.json", {"state": "finished", "started": "2026-10-25T03:20:00+02:00"})  # later in UTC
+    assert newest_run(tmp_path) == first.path
+
+
 def test_opening_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no run here"):
         RunFolder.open(tmp_path)
