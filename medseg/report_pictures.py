@@ -15,7 +15,7 @@ import numpy as np
 
 from medseg.views import View
 
-__all__ = ["COLOURS", "ERROR_COLOURS", "Layer", "Plane", "draw_planes", "match_objects", "shows_objects"]
+__all__ = ["COLOURS", "ERROR_COLOURS", "Layer", "Plane", "draw_planes", "error_map", "match_objects", "shows_objects"]
 
 COLOURS = ("#35d3ff", "#ffd23f", "#ff7bd8", "#86f26a", "#ff9a4d", "#b9a1ff")  # per label, over grey images
 ERROR_COLOURS = {"agree": "#d8dee6", "missed": "#3b9cff", "too much": "#ff8a1f", "wrong label": "#ff4fc3"}
@@ -58,7 +58,7 @@ def draw_planes(view: View, labels: Mapping[int, str], *, objects: bool | None =
     """
     if shows_objects(view, labels) if objects is None else objects:
         view = replace(view, prediction=match_objects(view.prediction, view.reference))
-    error = _error_map(view.prediction, view.reference)
+    error = error_map(view.prediction, view.reference)
     if not view.is_volume:
         return [_plane("picture", view, error, [0], lambda a, _: a, view.spacing, ("",))]
     planes = []
@@ -112,8 +112,12 @@ def match_objects(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.r_[0, given][np.searchsorted(np.r_[0, table.predicted], prediction)]
 
 
-def _error_map(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    # 0 nothing, 1 agree, 2 missed, 3 too much, 4 wrong label or object
+def error_map(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Where two label arrays of one shape differ: 0 nothing in both, then the order of ERROR_COLOURS, 1 to 4.
+
+    >>> error_map(np.array([0, 1, 0, 1, 2]), np.array([0, 1, 1, 0, 1])).tolist()
+    [0, 1, 2, 3, 4]
+    """
     p, r = prediction != 0, reference != 0
     error = np.where(p & r, 1, 0).astype(np.uint8)
     error[r & ~p] = 2

@@ -7,18 +7,22 @@ import hashlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import Browser, find_browser
+from PIL import Image
 
 from medseg.errors import DataError, FormatError, UsageError
 from medseg.metrics import METRICS
 from medseg.report import write_report
 from medseg.report_facts import read_log, run_facts, training_curves
 from medseg.report_figures import agreement_plot, curve_plot, reliability_plot, strip_plot
-from medseg.report_pictures import draw_planes, match_objects
+from medseg.report_pictures import ERROR_COLOURS, draw_planes, match_objects
 from medseg.report_scores import score_sections
 from medseg.report_svg import Axis, nice_ticks
 from medseg.report_words import plain_words
@@ -270,6 +274,38 @@ def test_the_error_map_tells_missed_from_too_much_and_wrong_label():
     view = make_view("c", prediction=prediction * 7, reference=reference, unit="px")
     (plane,) = draw_planes(view, {1: "a"})
     assert decode(plane.layers[2].strip)[plane.height // 2, centres].tolist() == [2, 2, 1, 4, 3, 3, 0, 0]
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_the_picture_of_failures_shows_the_worst_cases_where_they_are_wrong(volume, tmp_path):
+    reference = np.zeros((20, 30, 5) if volume else (20, 30), np.uint8)
+    prediction = reference.copy()
+    reference[4:10, 4:24] = 1
+    prediction[4:10, 4:14] = 1  # a half is missed, in all slices
+    if volume:
+        prediction[12:16, 4:24, 3] = 1  # so that slice 3 is the worst
+    run = tmp_path / "2026-11-20_090000_fold0"
+    for number, role in enumerate(("best", "worst", "worst")):
+        view = make_view(
+            f"case {number}", role=role, score=0.5, metric="Dice", prediction=prediction, reference=reference,
+            affine=np.eye(4) if volume else None, unit="mm" if volume else "px",
+        )  # fmt: skip
+        write_view(run / "validation" / "views", view, number)
+    (run / "status.json").write_text("{}")
+    (run / "validation" / "summary.json").write_text(json.dumps({"labels": {"1": "liver"}}))
+    script = Path(__file__).parents[1] / "docs" / "draw_failures.py"
+    command = [sys.executable, str(script), str(tmp_path), "-o", str(tmp_path / "f.png")]
+    subprocess.run(command, check=True, capture_output=True)
+    drawn = np.asarray(Image.open(tmp_path / "f.png").convert("RGB"))
+    assert drawn.shape[1] == 2 * 3.6 * 75  # two cases: the best one is none of them
+    top = drawn[: int(0.85 * len(drawn))]  # without the legend
+    missed, too_much, agree = (
+        (top == np.array([int(ERROR_COLOURS[name][k : k + 2], 16) for k in (1, 3, 5)])).all(axis=-1).sum()
+        for name in ("missed", "too much", "agree")
+    )
+    assert missed > 500
+    assert missed == pytest.approx(agree, rel=0.1)
+    assert too_much == (pytest.approx(80 / 60 * missed, rel=0.1) if volume else 0)
 
 
 def test_an_object_gets_the_colour_of_its_partner_and_a_number_of_its_own():
