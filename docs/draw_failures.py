@@ -1,4 +1,4 @@
-"""Where the three worst cases of an evaluated run are wrong, drawn: `python docs/draw_failures.py RUN -o FILE [--images]`.
+"""Draw where the three worst cases of a run are wrong: `python docs/draw_failures.py RUN -o FILE [--images]`.
 
 Takes what `medseg train` and `medseg evaluate RUN` leave in RUN/validation/views. Of a volume the axial slice with most
 wrong voxels is drawn. `--images` puts the image above each map; leave it away where the images may not be passed on,
