@@ -21,7 +21,7 @@ import numpy as np
 from medseg.cache_prepare import choose_workers
 from medseg.component import nearest
 from medseg.config import DatasetSpec
-from medseg.data import Case, check_leaks, data_root, find_cases, read_channels, read_fov, read_reference
+from medseg.data import Case, check_parts, data_root, find_cases, read_channels, read_fov, read_reference
 from medseg.data_layout import list_cases
 from medseg.errors import DataError, LabelError, MedsegError, UsageError, counted
 from medseg.volumes_labels import value_counts
@@ -90,16 +90,19 @@ def check_dataset(
         problems = [problem for problem in problems if problem.case in (None, *only)]
     findings = _read_all(chosen, spec, workers or choose_workers(chosen), progress)
     report = CheckReport(len(chosen), problems)
+    told = {problem.file for problem in problems if problem.code == "E350"}  # not once more as E308
     for case in chosen:
         finding = findings[case.id, case.split]
-        report.problems += finding.problems
+        report.problems += [
+            problem for problem in finding.problems if problem.code != "E308" or problem.file not in told
+        ]
         report.warnings += finding.warnings
         report.bytes += finding.bytes
     if not only:
         duplicates, warnings = _duplicates(chosen, findings)
         report.problems += [
             *duplicates,
-            *_leaks(chosen),
+            *check_parts(chosen),
             *_absent_classes(chosen, findings, spec),
             *_depths(chosen, findings),
         ]
@@ -212,12 +215,6 @@ def _duplicates(
         )
         (warnings if together and not other_part else problems).append(problem)
     return problems, warnings
-
-
-def _leaks(cases: list[Case]) -> list[MedsegError]:
-    training = [case for case in cases if case.split == "training"]
-    others = [case for case in cases if case.split != "training"]
-    return check_leaks(training, others)
 
 
 def _absent_classes(

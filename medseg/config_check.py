@@ -66,6 +66,7 @@ def check_pipeline(
                 file=str(document.place(("train", "patch"))),
                 expected=f"{spec.dims} numbers",
                 found=list(patch),
+                fix=f"--set 'train.patch={str(list(patch[: spec.dims])).replace(' ', '')}', or another pipeline",
             )
         )
         patch = None

@@ -22,13 +22,14 @@ from medseg.config_place import data_root
 from medseg.data_layout import PARTS, Case, list_cases
 from medseg.data_reading import read_channels, read_fov, read_instances, read_reference
 from medseg.errors import MedsegError, UsageError, collect
-from medseg.splitting import Fold, check_leaks, make_split
+from medseg.splitting import Fold, check_leaks, check_parts, make_split
 from medseg.volumes import Volume
 
 __all__ = [
     "Case",
     "Fold",
     "check_leaks",
+    "check_parts",
     "data_root",
     "find_cases",
     "load_image_sample",

@@ -36,10 +36,10 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
     unread = unread_columns(written, columns)
     many = [f"image_{i}" for i in range(1, len(spec.channels) + 1)]
     images = many if len(spec.channels) > 1 and set(many) <= set(columns) else ["image"]
-    if missing := [
+    missing = [
         name for name in (*images, "label") if name not in columns and not (name == "label" and "instances" in columns)
-    ]:
-        return [], [_missing_column(name, written, unread, path) for name in missing]
+    ]
+    problems += [_missing_column(name, written, unread, path) for name in missing]
     parts = Counter(map(_part, rows))
     if odd := [f"{part} ({counted(count, 'row')})" for part, count in parts.items() if part not in PARTS]:
         message, expected = "parts that are none", ", ".join(PARTS)
@@ -47,6 +47,8 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
         problems.append(
             ConfigError(message, code="E119", field="split", file=path, expected=expected, found=found, fix=fix)
         )
+    if set(images) & set(missing):
+        return [], problems
     cases = []
     named: dict[str, int] = {}  # the line in which an id stands first
     for line, row in zip(lines, rows, strict=True):
@@ -70,7 +72,7 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
         for key in (*images, "label", "instances", "fov"):
             text = row.get(key)
             if not text:
-                if key == "label" and part != "test" and not row.get("instances"):
+                if key == "label" and part != "test" and not row.get("instances") and "label" not in missing:
                     message, fix = "the label of an image is missing", "name the label, or remove the row"
                     problems.append(DataError(message, code="E350", case=name, field=where, file=path, fix=fix))
                 continue
@@ -95,7 +97,7 @@ def by_csv(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case], P
                 split=part,
             )
         )
-    return cases, problems
+    return [] if missing else cases, problems
 
 
 def _part(row: Mapping[str, str]) -> str:
@@ -143,12 +145,14 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]], list[int]]:
             rows.append({(name or "").strip(): (text or "").strip() for name, text in row.items()})
             lines.append(reader.line_num + told)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        fix = "save it as text (CSV) in UTF-8" if isinstance(error, UnicodeDecodeError) else None
+        fix = None if isinstance(error, OSError) else "save it as text (CSV) in UTF-8"
         raise ConfigError("cannot read the table", code="E119", file=path, found=error, fix=fix) from None
     if not columns:
-        raise ConfigError("the table is empty", code="E119", file=path, expected="a first line with the columns' names")
+        expected, fix = "a first line with the columns' names", "write image,label above a row for each image"
+        raise ConfigError("the table is empty", code="E119", file=path, expected=expected, fix=fix)
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
-        raise ConfigError("several columns of one name", code="E119", file=path, found=", ".join(twice))
+        fix = "rename all but the one that is meant, or remove them"
+        raise ConfigError("several columns of one name", code="E119", file=path, found=", ".join(twice), fix=fix)
     if longer:  # what stands there would be passed over, a patient perhaps
         line, more = longer[0]
         message, fix = "cells without a column", "name every column; put what holds a separator into quotes"

@@ -19,12 +19,11 @@ from medseg.data_pattern import match_images, match_pattern
 from medseg.data_table import read_table
 from medseg.entry_files import below, expand, no_outlines, other_channels, without_labels
 from medseg.entry_folder import from_folder
-from medseg.entry_grids import unlike_grids
-from medseg.entry_labels import are_numbered, look_at_labels, unread_labels
-from medseg.entry_looking import look_at_images
+from medseg.entry_labels import are_numbered
+from medseg.entry_looking import look_at_files
 from medseg.entry_pairing import instance_pattern, pair_patterns
-from medseg.entry_parts import parts_of, tell_groups, tell_parts
-from medseg.errors import ConfigError, DataError, MedsegError, UsageError, collect, counted, listed
+from medseg.entry_parts import parts_of, tell_grouped, tell_groups, tell_parts
+from medseg.errors import ConfigError, DataError, UsageError, counted, listed
 from medseg.files import write_text
 from medseg.volumes import natural_key
 
@@ -157,23 +156,17 @@ def describe_files(
         facts["split"] = {"unit": "patient", "group": group}
     source = "options of data add" if folder is None else str(root / below(root, folder, links=links) / "dataset.json")
     cases, problems = list_cases(DatasetSpec.from_dict(facts, source=source), root)
-    if problems:
-        raise collect(problems)
     labelled = [case for case in cases if case.labelled]
-    if not labelled:
-        raise UsageError(
-            "no labelled case found", code="E103", file=root, expected="at least 1", found=counted(len(cases), "image")
-        )
-    try:
-        seen = look_at_images(cases, told.get("channels", ()), nan=nan, affine=affine)
-    except MedsegError as error:
-        raise collect([error, *unread_labels(labelled, affine)]) from None
+    if not labelled and not problems:
+        found, fix = counted(len(cases), "image"), "give images labels; in a table, a row for each image with its label"
+        place = root if layout.csv is None else root / layout.csv
+        raise UsageError("no labelled case found", code="E103", file=place, expected="at least 1", found=found, fix=fix)
     in_json = told.get("labels", ())
     values = {0, *told.get("encoding", in_json), told.get("ignore")} - {None} if in_json else set()
-    named = "labels" in told or names is not None
-    known = look_at_labels(labelled, seen.dims, named=named, listed=values, affine=affine)
-    if unlike := unlike_grids(seen.grids, seen.dims, affine):
-        raise collect(unlike)
+    seen, known = look_at_files(
+        cases, problems, told.get("channels", ()), nan=nan, affine=affine,
+        named="labels" in told or names is not None, listed=values,
+    )  # fmt: skip
     if known.segments and names is not None:
         message, fix = "segments of 3D Slicer have names of their own", "leave --names out, or rename them in 3D Slicer"
         raise UsageError(message, field="--names", expected=", ".join(known.labels.values()), found=names, fix=fix)
@@ -197,7 +190,6 @@ def describe_files(
             facts[key] = value
     facts = {key: value for key, value in facts.items() if value is not None}
     spec = DatasetSpec.from_dict(facts, source=source)
-    groups = {case.group for case in labelled}
     notes += [
         *seen.notes,
         *tell_parts(cases),
@@ -205,8 +197,7 @@ def describe_files(
         f"labels: {', '.join(f'{i} {text}' for i, text in spec.labels.items())}",
     ]
     if group is not None or {"group", "patient"} & columns.keys():
-        number, parts = counted(len(labelled), "case"), counted(len(groups), "group")
-        notes.append(f"{number} in {parts}: a group stays together in every split")
+        notes.append(tell_grouped(cases))
     else:
         notes += tell_groups(labelled)
     return spec, cases, notes

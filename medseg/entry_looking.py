@@ -1,9 +1,9 @@
-"""What the images of a new data set are: dimensions, channels, colour, spacing, intensities."""
+"""What the files of a new data set are; of images dimensions, channels, colour, spacing, intensities."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 
 from medseg.data_case import Case
 from medseg.entry_bands import look_at_bands, read_header
-from medseg.entry_labels import spread
-from medseg.errors import DataError, MedsegError, collect, counted
+from medseg.entry_grids import unlike_grids
+from medseg.entry_labels import LabelFacts, look_at_labels, spread, unread_labels
+from medseg.errors import DataError, MedsegError, collect, counted, listed
 from medseg.volumes import Geometry, find_format, read_image
 
-__all__ = ["ImageFacts", "look_at_images"]
+__all__ = ["ImageFacts", "look_at_files", "look_at_images"]
 
 _IMAGES_READ = 12  # images read whole to learn colours and intensities
 
@@ -32,6 +33,52 @@ class ImageFacts:
     colour: str | None
     grids: list[tuple[Case, Geometry]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def look_at_files(
+    cases: Sequence[Case], problems: Sequence[MedsegError], channels: Sequence[str] = (), *,
+    nan: str | float = "refuse", affine: str = "auto", named: bool = False, listed: Collection[int] = (),
+) -> tuple[ImageFacts, LabelFacts]:  # fmt: skip
+    """What images and labels are; `problems` are known already, and their cases left out.
+
+    Raises:
+        MedsegError: the problems, and all that are found beside them in images, labels and their grids.
+    """
+    refused = {problem.case for problem in problems}
+    cases = [case for case in cases if case.id not in refused]
+    labelled = [case for case in cases if case.labelled]
+    found = list(problems)
+    if not labelled:
+        raise collect(found)
+    seen = known = None
+    try:
+        seen = look_at_images(cases, channels, nan=nan, affine=affine)
+        grids = seen.grids
+    except MedsegError as error:
+        found += error.problems
+        grids = _read_grids(cases, affine)
+    dims = {len(geometry.shape) for _, geometry in grids}
+    if len(dims) != 1:
+        raise collect([*found, *unread_labels(labelled, affine)])
+    try:
+        known = look_at_labels(labelled, *dims, named=named, listed=listed, affine=affine)
+    except MedsegError as error:
+        # that all labels are empty may be wrong where others could not be read
+        found += [problem for problem in error.problems if not found or problem.code != "E335"]
+    found += unlike_grids(grids, *dims, affine)
+    if found or seen is None or known is None:
+        raise collect(list({(p.code, p.case, p.file, p.found): p for p in reversed(found)}.values())[::-1])
+    return seen, known
+
+
+def _read_grids(cases: Sequence[Case], affine: str) -> list[tuple[Case, Geometry]]:
+    grids = []
+    for case in cases:
+        try:
+            grids.append((case, read_header(case, affine)[0]))
+        except MedsegError:
+            continue  # told already
+    return grids
 
 
 def look_at_images(
@@ -54,33 +101,49 @@ def look_at_images(
             problems += error.problems
             continue
         seen.append((case, geometry, bands, np.dtype(dtype)))
-    if problems:
+    kinds = [(case, len(geometry.shape)) for case, geometry, _, _ in seen]
+    if not seen or _are_mixed(kinds, "dimensions", "E310", problems):
         raise collect(problems)
-    dims = _one(Counter(len(geometry.shape) for _, geometry, _, _ in seen), "dimensions", "E310")
-    pictures = dims == 2
+    facts = ImageFacts(kinds[0][1], 1, None, [(case, geometry) for case, geometry, *_ in seen])
+    pictures = facts.dims == 2
     if pictures:
-        _one(Counter(str(dtype) for *_, dtype in seen), "types of numbers", "E318")
-    facts = ImageFacts(dims, 1, None, [(case, geometry) for case, geometry, *_ in seen])
+        _are_mixed([(case, dtype) for case, *_, dtype in seen], "types of numbers", "E318", problems)
     some = [case for case, *_ in spread(seen, _IMAGES_READ)]
+    counts = [(case, bands) for case, _, bands, _ in seen]
     if pictures:
-        counts = Counter(count for *_, count, _ in seen)
-        pictured = [case.images[0] for case in some]
-        facts.colour, facts.channels = look_at_bands(pictured, counts, channels, facts.notes, nan=nan)
+        try:
+            pictured = [case.images[0] for case in some]
+            bands = Counter(count for _, count in counts)
+            facts.colour, facts.channels = look_at_bands(pictured, bands, channels, facts.notes, nan=nan)
+        except DataError as error:
+            problems += error.problems
+            if error.code != "E314" or error.file is not None:
+                raise collect(problems) from None
+            error.found, error.file = _tell_kinds(counts, " channels")
+            facts.colour = "luma"  # as which all of them are read, to see what else is wrong
     else:
-        facts.channels = _one(Counter(bands for *_, bands, _ in seen), "channels", "E310")
-        if facts.channels > 1 and not channels:
+        facts.channels = counts[0][1]
+        if not _are_mixed(counts, "channels", "E310", problems) and facts.channels > 1 and not channels:
             facts.notes.append(
                 f"{facts.channels} values in each voxel: taken as channels of one image; if they are points in time, "
                 "make one file of each"
             )
     if (files := len(cases[0].images)) > 1:
         facts.channels, facts.colour = files, None
-    if channels and len(channels) != facts.channels:
+    if channels and len(channels) != facts.channels and facts.colour != "luma":
         expected = f"{len(channels)}: {', '.join(channels)}"
         message = "the number of channels differs from what is told"
         fix = "name each channel in dataset.json; if the values are points in time, make one file of each"
-        raise DataError(message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels, fix=fix)
-    facts.notes += _describe(seen, some, facts, nan=nan, affine=affine)
+        wrong = DataError(
+            message, code="E310", file=cases[0].images[0], expected=expected, found=facts.channels, fix=fix
+        )
+        raise collect([*problems, wrong])
+    try:
+        facts.notes += _describe(seen, some, facts, nan=nan, affine=affine)
+    except MedsegError as error:
+        problems += error.problems
+    if problems:
+        raise collect(problems)
     return facts
 
 
@@ -120,11 +183,20 @@ def _range(low: np.ndarray, high: np.ndarray) -> str:
     return " x ".join(f"{a:g}" if a == b else f"{a:g}-{b:g}" for a, b in zip(low, high, strict=True))
 
 
-def _one(counts: Counter, what: str, code: str) -> Any:
-    if len(counts) == 1:
-        return next(iter(counts))
-    found = ", ".join(f"{count} with {value}" for value, count in counts.most_common())
+def _are_mixed(kinds: Sequence[tuple[Case, Any]], what: str, code: str, problems: list[MedsegError]) -> bool:
+    """Whether images are of several kinds, which is then added to the problems."""
+    if len({kind for _, kind in kinds}) == 1:
+        return False
+    found, file = _tell_kinds(kinds)
+    message, expected = f"images with different {what} in one set", f"the same {what}"
     fix = "convert them to one kind, or make two data sets"
-    raise DataError(
-        f"images with different {what} in one set", code=code, expected=f"the same {what}", found=found, fix=fix
-    )
+    problems.append(DataError(message, code=code, file=file, expected=expected, found=found, fix=fix))
+    return True
+
+
+def _tell_kinds(kinds: Sequence[tuple[Case, Any]], unit: str = "") -> tuple[str, str]:
+    """How many images are of which kind and which ones are of the rarer kinds; the first file of these."""
+    counts = Counter(kind for _, kind in kinds).most_common()
+    rare = [case for case, kind in kinds if kind != counts[0][0]]
+    told = ", ".join(f"{count} with {kind}{unit}" for kind, count in counts)
+    return f"{told}: {listed(case.id for case in rare)}", str(rare[0].images[0])

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from medseg.data_case import PART_NAMES, PARTS, Case
 from medseg.data_pattern import PLACEHOLDER, compile_pattern, fill
+from medseg.errors import counted, listed
 
-__all__ = ["parts_of", "tell_groups", "tell_parts"]
+__all__ = ["parts_of", "tell_grouped", "tell_groups", "tell_parts"]
 
 
 def parts_of(files: Mapping[str, str], images: Sequence[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -62,6 +63,24 @@ def tell_parts(cases: Iterable[Case]) -> list[str]:
     counts = Counter(case.split for case in cases)
     told = ", ".join(f"{counts[part]} {part}" for part in PARTS if counts[part])
     return [f"parts: {told}"] if counts.keys() - {"training"} else []
+
+
+def tell_grouped(cases: Sequence[Case]) -> str:
+    """A note on the patients that were named, and whether one of them stands in several parts of the set.
+
+    >>> from pathlib import Path
+    >>> tell_grouped([Case("a", (), group="p1", label=Path("a")), Case("b", (), group="p1", split="test")])
+    'p1 in several parts of the set, which `data check` refuses: put all cases of a patient into one of them'
+    """
+    parts: dict[str, set[str]] = {}
+    for case in cases:
+        parts.setdefault(case.group, set()).add(case.split)
+    if both := [group for group, found in parts.items() if len(found) > 1]:
+        fix = "put all cases of a patient into one of them"
+        return f"{listed(both)} in several parts of the set, which `data check` refuses: {fix}"
+    labelled = [case for case in cases if case.labelled]
+    groups = counted(len({case.group for case in labelled}), "group")
+    return f"{counted(len(labelled), 'case')} in {groups}: a group stays together in every split"
 
 
 def tell_groups(cases: Sequence[Case]) -> list[str]:

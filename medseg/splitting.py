@@ -12,7 +12,7 @@ import numpy as np
 from medseg.data_layout import Case
 from medseg.errors import DataError, MedsegError, UsageError
 
-__all__ = ["Fold", "check_leaks", "make_split"]
+__all__ = ["Fold", "check_leaks", "check_parts", "make_split"]
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def make_split(cases: Sequence[Case], *, folds: int | Literal["auto"] | None = 5
 def check_leaks(training: Iterable[Case], validation: Iterable[Case]) -> list[MedsegError]:
     """Files and groups that stand on both sides, by path after resolving links (`checking` looks at contents)."""
     places: dict[Path, str] = {}
-    groups: dict[str, str] = {}
+    groups: dict[str, Case] = {}
     for case in training:
         places |= {path.resolve(): case.id for path in case.images}
-        groups[case.group] = case.id
+        groups[case.group] = case
     problems: list[MedsegError] = []
     for case in validation:
         for path in case.images:
@@ -122,11 +122,28 @@ def check_leaks(training: Iterable[Case], validation: Iterable[Case]) -> list[Me
                 )
         if case.frame is None and case.group in groups:
             fix = "put all cases of a patient on one side"
-            found = f"{case.group} is also the group of {groups[case.group]}"
+            first = groups[case.group]
+            found = f"{case.group} is also the group of {first.id}"
+            if first.split != case.split:
+                found += f", which is for {first.split}; this one for {case.split}"
             problems.append(
                 DataError("one group on both sides of the split", code="E355", case=case.id, found=found, fix=fix)
             )
     return problems
+
+
+def check_parts(cases: Iterable[Case]) -> list[MedsegError]:
+    """`check_leaks` between all parts of a set: weights are chosen on validation cases, so these are no test either.
+
+    >>> cases = [Case(id=part, images=(), group="p1", split=part) for part in ("validation", "test")]
+    >>> [problem.found for problem in check_parts(cases)]
+    ['p1 is also the group of validation, which is for validation; this one for test']
+    """
+    parts: dict[str, list[Case]] = {"training": [], "validation": [], "test": []}
+    for case in cases:
+        parts[case.split].append(case)
+    training, validation, test = parts.values()
+    return check_leaks(training, validation) + check_leaks([*training, *validation], test)
 
 
 def _group_folds(groups: dict[str, list[Case]], folds: int, random: np.random.Generator) -> list[Fold]:

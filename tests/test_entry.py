@@ -699,10 +699,29 @@ def test_mixed_kinds_are_refused_with_counts(tmp_path):
     fill(tmp_path)
     save(tmp_path / "img/p0_x.png", np.stack([noise(1), noise(2), noise(3)], -1))
     (problem,) = refused(lambda: add(tmp_path), 3)
-    assert (problem.code, problem.found) == ("E314", "3 with 1 channels, 1 with 3 channels")
+    assert (problem.code, problem.found) == ("E314", "3 with 1 channels, 1 with 3 channels: p0_x")
+    assert problem.file == str(tmp_path / "img/p0_x.png")
     save(tmp_path / "img/p0_x.png", noise(1), np.uint16)
     (problem,) = refused(lambda: add(tmp_path), 3)
     assert problem.code == "E318"
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    fill(tmp_path, count=9)
+    (tmp_path / "msk/p0_x_mask.png").unlink()
+    save(tmp_path / "img/p1_x.png", np.stack([noise(1), noise(2), noise(3)], -1))
+    save(tmp_path / "img/p2_x.png", noise(2), np.uint16)
+    save(tmp_path / "msk/p3_x_mask.png", blob(shape=(12, 18)))
+    for name in ("img/p4_x.png", "msk/p5_x_mask.png"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[:-30])
+    (tmp_path / "img/p6_x.png").write_bytes(b"")
+    found = refused(lambda: add(tmp_path), 3)
+    assert sorted((p.code, Path(str(p.file)).name) for p in found) == [
+        ("E302", "p6_x.png"), ("E303", "p4_x.png"), ("E303", "p5_x_mask.png"), ("E314", "p1_x.png"),
+        ("E318", "p2_x.png"), ("E320", "p3_x_mask.png"), ("E350", "p0_x_mask.png"),
+    ]  # fmt: skip
+    assert all(p.fix for p in found)
 
 
 def test_labels_that_compression_has_blurred(tmp_path):

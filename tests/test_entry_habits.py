@@ -50,9 +50,38 @@ def test_a_column_patient_keeps_patients_together(tmp_path):
 def test_a_patient_of_a_table_on_both_sides_of_its_split_is_told(tmp_path):
     fill(tmp_path)
     lines = rows("a,train", "b,train", "a,val", "c,val")
+    notes = add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,patient,split", *lines)).notes
+    assert any(note.startswith("a in several parts of the set") for note in notes)
+    assert not any("stays together in every split" in note for note in notes)
+    (problem,) = check_cases(load_dataset("mine", root=tmp_path), tmp_path)
+    assert (problem.code, problem.case) == ("E355", "p2_x")
+
+
+def test_a_patient_who_is_validated_on_is_no_test(tmp_path):
+    fill(tmp_path)
+    lines = rows("a,train", "b,val", "b,test", "c,test")
     add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label,patient,split", *lines))
     (problem,) = check_cases(load_dataset("mine", root=tmp_path), tmp_path)
     assert (problem.code, problem.case) == ("E355", "p2_x")
+    assert problem.found == "b is also the group of p1_x, which is for validation; this one for test"
+
+
+def test_all_that_is_wrong_in_a_table_is_told_at_once(tmp_path):
+    fill(tmp_path)
+    csv = table(tmp_path, "image,split", "img/p0_x.png,tset", "img/gone.png,train", "img/p1_x.png,train")
+    found = refused(lambda: add_dataset("mine", tmp_path, csv=csv), 3)
+    assert [(p.code, p.field) for p in found] == [("E119", "label"), ("E119", "split"), ("E350", "line 3")]
+    csv = table(tmp_path, "label,split", "msk/p0_x_mask.png,tset")
+    found = refused(lambda: add_dataset("mine", tmp_path, csv=csv), 2)
+    assert [(p.code, p.field) for p in found] == [("E119", "image"), ("E119", "split")]
+
+
+def test_a_label_of_a_table_that_is_gone_is_told_once(tmp_path):
+    fill(tmp_path)
+    add_dataset("mine", tmp_path, csv=table(tmp_path, "image,label", *(row.rstrip(",") for row in rows(*[""] * 4))))
+    (tmp_path / "msk/p1_x_mask.png").unlink()
+    (problem,) = check_cases(load_dataset("mine", root=tmp_path), tmp_path)
+    assert (problem.code, problem.case) == ("E350", "p1_x")
 
 
 def test_where_a_table_has_group_the_column_patient_is_not_read(tmp_path):
