@@ -57,15 +57,15 @@ def look_at_files(
     except MedsegError as error:
         found += error.problems
         grids = _read_grids(cases, affine)
-    dims = {len(geometry.shape) for _, geometry in grids}
-    if len(dims) != 1:
+    dims, *others = {len(geometry.shape) for _, geometry in grids} or {0}
+    if others or not dims:
         raise collect([*found, *unread_labels(labelled, affine)])
     try:
-        known = look_at_labels(labelled, *dims, named=named, listed=listed, affine=affine)
+        known = look_at_labels(labelled, dims, named=named, listed=listed, affine=affine)
     except MedsegError as error:
         # that all labels are empty may be wrong where others could not be read
         found += [problem for problem in error.problems if not found or problem.code != "E335"]
-    found += unlike_grids(grids, *dims, affine)
+    found += unlike_grids(grids, dims, affine)
     if found or seen is None or known is None:
         raise collect(list({(p.code, p.case, p.file, p.found): p for p in reversed(found)}.values())[::-1])
     return seen, known
