@@ -58,7 +58,15 @@ def _msd_case(
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in needed):
         expected = " and ".join(f'"{key}"' for key in needed)
         problems.append(
-            ConfigError("an entry is not complete", code="E119", field=where, file=file, expected=expected, found=entry)
+            ConfigError(
+                "an entry is not complete",
+                code="E119",
+                field=where,
+                file=file,
+                expected=expected,
+                found=entry,
+                fix="write what is missing, or remove the entry",
+            )
         )
         return None
     name = case_id(Path(entry["image"]).name)
@@ -154,4 +162,5 @@ def read_dataset_json(path: Path, needed: tuple[str, ...]) -> tuple[dict[str, An
     if not isinstance(table, dict):
         return {}, [ConfigError("dataset.json is broken", code="E119", file=path, expected="keys and values")]
     missing = [key for key in needed if key not in table]
-    return table, [ConfigError("a key is missing", code="E119", field=key, file=path) for key in missing]
+    fix = "add it, or describe the files with --images and --labels"
+    return table, [ConfigError("a key is missing", code="E119", field=key, file=path, fix=fix) for key in missing]

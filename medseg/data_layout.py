@@ -56,7 +56,14 @@ def _select(cases: list[Case], spec: DatasetSpec, root: Path) -> tuple[list[Case
     if missing := [name for name in (rule.id, rule.column) if name not in columns]:
         found = ", ".join(columns)
         return [], [
-            ConfigError("a column is missing", code="E119", field=name, file=root / rule.file, found=found)
+            ConfigError(
+                "a column is missing",
+                code="E119",
+                field=name,
+                file=root / rule.file,
+                found=found,
+                fix="add it, or mend `select` in the entry",
+            )
             for name in missing
         ]
     wanted = {row[rule.id] for row in rows if row[rule.column] in rule.value}
@@ -108,6 +115,7 @@ def _group(cases: list[Case], spec: DatasetSpec, problems: Problems) -> list[Cas
                     case=case.id,
                     field="split.group",
                     expected=rule.group,
+                    fix="mend the expression (`group` in the entry's split; data add: --group): it has to fit every id",
                 )
                 problems.append(problem)
         if sequence:

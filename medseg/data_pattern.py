@@ -38,7 +38,12 @@ def by_pattern(layout: Layout, spec: DatasetSpec, root: Path) -> tuple[list[Case
         if wanted is not None:
             problems += [
                 DataError(
-                    "an id of the list has no image", code="E350", case=name, file=files.ids, expected=files.image[0]
+                    "an id of the list has no image",
+                    code="E350",
+                    case=name,
+                    file=files.ids,
+                    expected=files.image[0],
+                    fix="add the image, or take its id out of the list",
                 )
                 for name in sorted(wanted - {name for name, _, _ in found}, key=natural_key)
             ]

@@ -24,6 +24,7 @@ _OBJECTS = 3  # so many values that are not alike in all images may be the numbe
 _HALVED = {0, 63, 64, 127, 128, 191, 255}  # means of four pixels that are 0 or 255, rounded one way or the other
 _SMOOTH = 6  # so many values between 0 and 255 that lie along borders of the two alone are no classes
 _MOST = 0.8  # share of voxels from which on it is worth asking whether a structure is the background
+_SHOWN = "see whether these are the label images; one of them at least has to show background and a structure"
 _CLASSES = 64  # more values than this are objects with numbers, not classes
 
 
@@ -205,7 +206,8 @@ def _from_values(values: Counter[int], together: int, listed: Collection[int] = 
     found = sorted(values)
     others = [value for value in found if value != 0]
     if not others:
-        raise LabelError("all labels are empty", code="E335", expected="voxels that are not 0", found=f"values {found}")
+        expected, where = "voxels that are not 0", f"values {found}"
+        raise LabelError("all labels are empty", code="E335", expected=expected, found=where, fix=_SHOWN)
     if values.keys() <= set(listed):
         return LabelFacts({index: f"label {index}" for index in listed})
     if len(others) > _CLASSES:
@@ -230,7 +232,8 @@ def _from_values(values: Counter[int], together: int, listed: Collection[int] = 
     elif classes != list(range(1, len(classes) + 1)):
         facts.encoding = {value: index for index, value in enumerate(classes, start=1)}
     if not classes:
-        raise LabelError("the labels have one value alone", code="E335", expected="two values or more", found=found)
+        message, expected = "the labels have one value alone", "two values or more"
+        raise LabelError(message, code="E335", expected=expected, found=found, fix=_SHOWN)
     plain = len(classes) == 1
     if plain and 0 in values and (share := values[classes[0]] / values.total()) > _MOST:
         swap = f"encoding: {{0: 1, {classes[0]}: 0}}"
@@ -264,7 +267,8 @@ def _from_colours(colours: Counter[tuple[int, ...]]) -> LabelFacts:
     order = [colour for colour, _ in colours.most_common()]
     order.sort(key=lambda colour: colour != (0, 0, 0))  # stable: black is background where it occurs
     if len(order) < 2:
-        raise LabelError("the labels have one colour alone", code="E335", expected="two colours or more", found=order)
+        message, expected = "the labels have one colour alone", "two colours or more"
+        raise LabelError(message, code="E335", expected=expected, found=order, fix=_SHOWN)
     names = {i: "background" if i == 0 else "colour " + " ".join(map(str, colour)) for i, colour in enumerate(order)}
     note = f"labels are colours: {len(order)} of them, {order[0]} is taken as background"
     return LabelFacts(names, colours={i: list(colour) for i, colour in enumerate(order)}, notes=[note])

@@ -269,7 +269,12 @@ def _check_numbers(
         count = int(np.count_nonzero(bad))
         if count == array.size:
             raise DataError(
-                "all voxels are NaN or infinite", code="E312", case=case, file=path, found=f"{count} voxels"
+                "all voxels are NaN or infinite",
+                code="E312",
+                case=case,
+                file=path,
+                found=f"{count} voxels",
+                fix="export the image again, or leave its case out",
             )
         first = tuple(int(v[0]) for v in np.nonzero(bad.any(axis=0)))
         what = f"{count} of {array.size} voxels, the first at {first}"

@@ -151,6 +151,7 @@ def test_a_patient_in_two_parts(root):
 def test_ids_from_which_no_patient_can_be_read(root):
     problems = check_cases(spec_of(split={"unit": "patient", "group": "^[abc]$"}), root)
     assert [(problem.code, problem.case) for problem in problems] == [("E353", "d"), ("E353", "e")]
+    assert all("mend the expression" in str(problem.fix) for problem in problems)
 
 
 def test_pictures_of_different_depth(tmp_path):

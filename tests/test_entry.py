@@ -763,6 +763,7 @@ def test_labels_that_are_all_empty(tmp_path):
     fill(tmp_path, label=np.zeros((16, 18)))
     (problem,) = refused(lambda: add(tmp_path), 3)
     assert problem.code == "E335"
+    assert "see whether these are the label images" in str(problem.fix)
 
 
 def test_images_that_cannot_be_told_from_other_files(tmp_path):
