@@ -22,7 +22,7 @@ from medseg.config_place import data_root
 from medseg.data_layout import PARTS, Case, list_cases
 from medseg.data_reading import read_channels, read_fov, read_instances, read_reference
 from medseg.errors import MedsegError, UsageError, collect
-from medseg.splitting import Fold, check_leaks, check_parts, make_split
+from medseg.splitting import Fold, check_leaks, check_parts, make_split, tell_test_leaks
 from medseg.volumes import Volume
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "read_fov",
     "read_instances",
     "read_reference",
+    "tell_test_leaks",
 ]
 
 

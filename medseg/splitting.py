@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from medseg.data_layout import Case
-from medseg.errors import DataError, MedsegError, UsageError
+from medseg.errors import DataError, MedsegError, UsageError, counted, listed
 
-__all__ = ["Fold", "check_leaks", "check_parts", "make_split"]
+__all__ = ["Fold", "check_leaks", "check_parts", "make_split", "tell_test_leaks"]
 
 
 @dataclass(frozen=True)
@@ -191,3 +191,20 @@ def _random(seed: int) -> np.random.Generator:
 
 def _sorted(ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(ids))
+
+
+def tell_test_leaks(cases: Sequence[Case]) -> list[str]:
+    """A note where images or patients of the test part are among the others, which training may see.
+
+    >>> cases = [Case(id=part, images=(), group="p1", split=part) for part in ("training", "test")]
+    >>> tell_test_leaks(cases)
+    ['1 test case shares image or patient with training: test; its scores are no test (`medseg data check`)']
+    """
+    test = [case for case in cases if case.split == "test"]
+    leaks = check_leaks([case for case in cases if case.split != "test"], test) if test else []
+    if not leaks:
+        return []
+    shared = list(dict.fromkeys(str(problem.case) for problem in leaks))
+    are, their = ("share image or patient", "their") if len(shared) > 1 else ("shares image or patient", "its")
+    told = f"{counted(len(shared), 'test case')} {are} with training: {listed(shared)}"
+    return [f"{told}; {their} scores are no test (`medseg data check`)"]

@@ -598,6 +598,20 @@ def test_validation_cases_that_the_first_weights_know_are_told(reference, place)
     assert json.loads((longer / "split.json").read_text())["began_with"] == sorted(trained)
 
 
+def test_a_patient_of_the_test_part_among_the_training_cases_is_told(tmp_path):
+    data = write_cases(tmp_path / "data", 6)
+    (data / "datasets.yaml").write_text(
+        "tiny:\n  title: t\n  modality: none\n  dims: 3\n  channels: [image]\n  unit: mm\n"
+        "  labels: {0: background, 1: ball, 2: core}\n  files: {csv: cases.csv}\n"
+    )
+    rows = [f"images/c{n}.nii.gz,labels/c{n}.nii.gz,p{n % 5},{'test' if n > 3 else ''}" for n in range(6)]
+    (data / "cases.csv").write_text("\n".join(["image,label,patient,split", *rows]))  # c5 is of p0, as c0 is
+    folder = run(tmp_path, tiny_pipeline(epochs=1, iterations_per_epoch=1, folds=2))
+    notices = json.loads((folder / "provenance.json").read_text())["notices"]
+    (told,) = [text for text in notices if "test case" in text]
+    assert told.startswith("1 test case shares image or patient with training: c5;")
+
+
 def test_an_unpadded_network_trains(place):
     network = {"UNet": {"channels": [4, 8], "padding": "valid"}}
     folder = run(place, tiny_pipeline(network=network, patch=[24, 24, 24], epochs=1))
