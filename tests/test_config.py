@@ -6,6 +6,7 @@ import contextlib
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -460,6 +461,18 @@ def test_every_pipeline_of_medseg_is_sound(path):
     assert pipeline.title
     text = path.read_text(encoding="utf-8")
     assert f"medseg train {path.stem}" in text.splitlines()[1]
+
+
+@pytest.mark.parametrize("name", ["voc2012", "camvid"])
+def test_finding_nothing_is_no_good_score_where_a_class_is_in_few_pictures(name):
+    from medseg.metrics.scoring import measure_case, pool_scores
+
+    pipeline = load_pipeline(name)
+    labels, metrics = config.load_dataset(pipeline.dataset).labels, list(pipeline.metrics)
+    nothing = np.zeros((8, 8), np.uint8)
+    results = [measure_case(nothing, nothing + index, labels=labels, metrics=metrics) for index in labels if index]
+    scores = [*pool_scores(results, metrics), *(score for result in results for score in result.scores)]
+    assert [score.value for score in scores if score.metric == pipeline.best] == [0] * (len(labels) - 1)
 
 
 @pytest.mark.parametrize("name", ["drive", "cell", "hippocampus", "liver", "em", "hela", "liver_slices"])
