@@ -100,13 +100,9 @@ def check_dataset(
         report.bytes += finding.bytes
     if not only:
         duplicates, warnings = _duplicates(chosen, findings)
-        report.problems += [
-            *duplicates,
-            *check_parts(chosen),
-            *_absent_classes(chosen, findings, spec),
-            *_depths(chosen, findings),
-        ]
-        report.warnings += warnings
+        absent, unneeded = _absent_classes(chosen, findings, spec)
+        report.problems += [*duplicates, *check_parts(chosen), *absent, *_depths(chosen, findings)]
+        report.warnings += [*warnings, *unneeded]
     report.seconds = time.monotonic() - started
     return report
 
@@ -219,24 +215,28 @@ def _duplicates(
 
 def _absent_classes(
     cases: list[Case], findings: dict[tuple[str, str], _Finding], spec: DatasetSpec
-) -> list[MedsegError]:
+) -> tuple[list[MedsegError], list[MedsegError]]:
+    """(problems, warnings): a structure that no case shows; a background that none has, as of fully labelled scenes."""
     training = [case for case in cases if case.split == "training" and case.labelled]
     read = [findings[case.id, case.split] for case in training]
     if not read or any(finding.problems for finding in read):
-        return []  # a file that could not be read may show the class
+        return [], []  # a file that could not be read may show the class
     present = frozenset[int]().union(*(finding.classes for finding in read))
-    return [
-        LabelError(
-            f"no training case shows the label {index} ({name})",
-            code="E335",
-            field="labels",
-            expected="at least one voxel",
-            found=f"0 voxels in {counted(len(read), 'case')}",
-            fix="remove the label from datasets.yaml, or add a case that shows it",
-        )
-        for index, name in spec.labels.items()
-        if index not in present
-    ]
+    told: tuple[list[MedsegError], list[MedsegError]] = [], []
+    for index, name in spec.labels.items():
+        if index not in present:
+            error = LabelError(
+                f"no training case shows the label {index} ({name})",
+                code="E335",
+                field="labels",
+                expected="at least one voxel",
+                found=f"0 voxels in {counted(len(read), 'case')}",
+                fix="remove the label from datasets.yaml, or add a case that shows it"
+                if index
+                else "none where every voxel belongs to a structure; else mend `encoding` in datasets.yaml",
+            )
+            told[index == 0].append(error)
+    return told
 
 
 def _depths(cases: list[Case], findings: dict[tuple[str, str], _Finding]) -> list[MedsegError]:

@@ -107,6 +107,14 @@ def test_a_class_that_no_case_shows(root):
     assert "lesion" in problem.message
 
 
+def test_a_background_that_no_voxel_has_is_a_warning(root):
+    report = check_dataset(spec_of(labels={0: "none", 1: "one", 2: "two"}, encoding={0: 1, 1: 2}), root)
+    assert report.problems == []
+    assert [(warning.code, warning.message) for warning in report.warnings] == [
+        ("E335", "no training case shows the label 0 (none)")
+    ]
+
+
 def test_the_same_voxels_under_two_names(root):
     image = nibabel.load(root / "i/a.nii.gz")
     # packed again, so the files' bytes differ; their content is the same
