@@ -148,7 +148,7 @@ def finish_epoch(session: Session, signals: Signals) -> dict[str, Any]:
     progress.epoch += 1
     if scored and session.validation is not None:
         progress.validated = progress.epoch
-        session.schedule.observe(session.validation.score)
+        session.schedule.observe(session.validation.score, session.budget.share(progress))
         progress.observe(session.validation.score)
     elif due:  # no case was kept back to choose by: the newest weights count
         progress.best_epoch = progress.epoch

@@ -47,8 +47,8 @@ class Schedule:
         """Factor after the warm-up; `progress` runs from 0 to 1 over what is left of the budget."""
         raise NotImplementedError
 
-    def observe(self, score: float) -> None:
-        """Take note of a validation score (higher is better); only `ReduceLROnPlateau` acts on it."""
+    def observe(self, score: float, progress: float = 1.0) -> None:
+        """Take note of a validation score (higher is better) at `progress`; only `ReduceLROnPlateau` acts on it."""
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be saved so that a resumed run goes on alike: nothing, unless a subclass says otherwise."""
@@ -154,7 +154,8 @@ class ExponentialLR(Schedule):
 class ReduceLROnPlateau(Schedule):
     """Multiply by `factor` whenever `patience` validations in a row brought no better score.
 
-    A score that is not a number counts as no better. After a drop the count starts again.
+    A score that is not a number counts as no better. After a drop the count starts again. Validations during the
+    warm-up are not waited for: the rate still climbs.
 
     Args:
         factor: in (0, 1).
@@ -188,11 +189,11 @@ class ReduceLROnPlateau(Schedule):
         self._waited = 0
         self._current = 1.0
 
-    def observe(self, score: float) -> None:
+    def observe(self, score: float, progress: float = 1.0) -> None:
         if math.isfinite(score) and (self._best is None or score > self._best + self.threshold):
             self._best, self._waited = float(score), 0
             return
-        self._waited += 1
+        self._waited += progress >= self.warmup
         if self._waited >= self.patience:
             self._current, self._waited = max(self._current * self.factor, self.min_factor), 0
 

@@ -510,6 +510,15 @@ def test_plateau_reduces_after_patience_and_keeps_its_state():
     assert other.state_dict() == schedule.state_dict()
 
 
+def test_plateau_does_not_wait_while_the_rate_climbs():
+    schedule = ReduceLROnPlateau(factor=0.1, patience=1, warmup=0.5)
+    for share in (0.1, 0.2, 0.3, 0.4):
+        schedule.observe(0.5, share)
+    assert schedule(0.5) == 1
+    schedule.observe(0.5, 0.6)
+    assert schedule(0.6) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     "make",
     [

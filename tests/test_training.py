@@ -540,6 +540,13 @@ def test_early_stopping_after_patience_validations(place, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_plateau_waits_for_no_validation_of_the_warm_up(place):
+    plateau = {"ReduceLROnPlateau": {"factor": 0.1, "patience": 1, "threshold": 2.0, "warmup": 0.75}}
+    folder = run(place, tiny_pipeline(epochs=5, iterations_per_epoch=1, schedule=plateau))
+    rates = [float(row["lr"]) for row in csv.DictReader((folder / "log.csv").open())]  # of the beginning of each epoch
+    assert rates == pytest.approx([1e-5, 0.01 * 0.2 / 0.75, 0.01 * 0.4 / 0.75, 0.01 * 0.6 / 0.75, 0.001])
+
+
 def test_mlflow_is_looked_for_before_anything_is_prepared(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ResourceError, match="MLflow, or what"):
