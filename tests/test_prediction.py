@@ -166,6 +166,22 @@ def test_labels_beside_their_images_are_no_images(tmp_path):
     assert "1 input named like a label of another input, as in made: computed like any image" in result.text()
 
 
+@pytest.mark.parametrize("image", ["{id}/ct.nii.gz", "{id}/{id}.nii.gz"])
+def test_labels_beside_their_images_in_a_folder_for_each_case_are_no_images(tmp_path, image):
+    model = make_model()
+    files = [{"training": {"image": f"set/{image}", "label": "set/{id}/GT.nii.gz"}}]
+    model.dataset = DatasetSpec.from_dict({**model.dataset.to_dict(), "files": files})
+    for case in ("p1", "p2"):
+        (tmp_path / f"in/{case}").mkdir(parents=True)
+        for name in (image.format(id=case), f"{case}/GT.nii.gz"):
+            make_volume(tmp_path / "in" / name)
+    (tmp_path / "in/GT").mkdir()
+    make_volume(tmp_path / "in/GT/GT.nii.gz")  # by itself an image, or one that is called so
+    result = predict(model, tmp_path / "in", tmp_path / "out", progress=False)
+    assert [case.case for case in result.cases] == ["GT", "p1", "p2"]
+    assert "note: 2 files named like a label of an input, as in made: left out" in result.text()
+
+
 def test_frames_of_several_videos_are_called_by_video_and_frame_where_they_lie_as_in_the_set(tmp_path):
     model = make_model(2, colour="grey")
     files = [{"training": {"image": "set/{video}/t{frame}.tif", "label": "set/{video}_ST/man{frame}.tif"}}]

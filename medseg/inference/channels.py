@@ -73,8 +73,9 @@ def join_channels(jobs: Sequence[Job], spec: Any) -> list[Job]:
 def leave_labels(found: Sequence[Path], named: Sequence[str | Path], spec: Any) -> tuple[list[Path], list[str]]:
     """The inputs without the labels and masks beside their images, named as in the model's data set; and notes.
 
-    Where that has `{id}.tif` and `{id}_mask.tif`, `a_mask.tif` beside `a.tif` is none. What was `named` by its own path
-    stays, and a note says so.
+    Where that has `{id}.tif` and `{id}_mask.tif`, `a_mask.tif` beside `a.tif` is none; where it has `{id}/ct.nii.gz`
+    and `{id}/seg.nii.gz`, no `seg.nii.gz` beside a `ct.nii.gz` is. What was `named` by its own path stays, and a note
+    says so.
     """
     by_name = {Path(os.path.abspath(path)).as_posix(): path for path in found}
     labels: dict[Path, None] = {}
@@ -82,9 +83,11 @@ def leave_labels(found: Sequence[Path], named: Sequence[str | Path], spec: Any) 
         for other in others:
             pattern = compile_pattern(other)
             for text, path in by_name.items():
-                folder, _, name = text.rpartition("/")
-                if (match := pattern.fullmatch(name)) and f"{folder}/{fill(image, match.groupdict())}" in by_name:
-                    labels[path] = None
+                parts, start = text.split("/"), -other.count("/") - 1
+                if match := pattern.fullmatch("/".join(parts[start:])):
+                    own = "/".join([*parts[:start], fill(image, match.groupdict())])
+                    if own in by_name and own != text:
+                        labels[path] = None
     kept = labels.keys() & {Path(name) for name in named}
     notes = []
     if kept:
@@ -96,7 +99,10 @@ def leave_labels(found: Sequence[Path], named: Sequence[str | Path], spec: Any) 
 
 
 def _beside(spec: Any) -> list[tuple[str, list[str]]]:
-    """Last names in the patterns of images, and of those labels and masks that have more text and lie beside them."""
+    """Last names in the patterns of images, and of those labels and masks that have more text and lie beside them.
+
+    With the folder's name where that alone tells a label's case: `{id}/ct.nii.gz`, `{id}/seg.nii.gz`.
+    """
     result = []
     for part in (part for layout in spec.files for part in (layout.training, layout.validation, layout.test)):
         if part is None or len(part.image) > 1:
@@ -111,6 +117,10 @@ def _beside(spec: Any) -> list[tuple[str, list[str]]]:
             and set(PLACEHOLDER.findall(name)) == set(PLACEHOLDER.findall(image)) != set()
         ]  # fmt: skip
         result.append((image, names))
+        last = folder.rpartition("/")[2]
+        if set(PLACEHOLDER.findall(image)) <= set(PLACEHOLDER.findall(last)) != set():
+            plain = [n for place, _, n in others if place == folder and n != image and not PLACEHOLDER.search(n)]
+            result.append((f"{last}/{image}", [f"{last}/{name}" for name in plain]))
     return result
 
 
