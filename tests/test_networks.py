@@ -344,6 +344,7 @@ def test_build_network_names_the_nearest():
         ("AttentionUNet", {"gate": "full"}, "gate"),
         ("AttentionUNet", {"gate": "additive_full", "gates_per_skip": 2}, "gates_per_skip"),
         ("AttentionUNet", {"gates_per_skip": -1}, "gates_per_skip"),
+        ("AttentionUNet", {"gates_per_skip": 0}, "gates_per_skip"),
         ("ResUNet", {"channels": (4, 8)}, "channels"),
         ("ResUNet", {"blocks": (1, 1, 0, 1)}, "blocks"),
         ("FCN", {"variant": "4s"}, "variant"),

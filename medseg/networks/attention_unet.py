@@ -87,7 +87,8 @@ class AttentionUNet(SegmentationNetwork):
         check_choice("up", up, ("transpose", "interpolate"))
         _check_numbers(len(channels), convs_per_level, dropout, deep_supervision)
         steps = read_strides(strides, spatial_dims, len(channels) - 1)
-        gates_per_skip = gates_per_skip or (2 if gate == "grid" else 1)
+        if gates_per_skip is None:
+            gates_per_skip = 2 if gate == "grid" else 1
         if gates_per_skip < 1 or (gate != "grid" and gates_per_skip > 1):
             raise UsageError(
                 "number out of range",
