@@ -173,6 +173,24 @@ def test_what_missed_cases_may_improve_says_so():
     assert rising == ["PooledSpecificity", "PooledAccuracy"]
 
 
+def test_pixel_accuracy_is_that_of_the_paper_on_fully_convolutional_networks():
+    """sum_i n_ii / sum_i t_i, n_ij pixels of class i called j, over all pictures; void and outside left out."""
+    random = np.random.default_rng(3)
+    cases, table = [], np.zeros((4, 4), int)
+    for shape in ((12, 20), (7, 9)):
+        reference, prediction = random.integers(0, 4, shape), random.integers(0, 4, shape)
+        void, inside = random.random(shape) < 0.2, random.random(shape) < 0.7
+        for i, j in zip(reference[inside & ~void], prediction[inside & ~void], strict=True):
+            table[i, j] += 1
+        marked = np.where(void, 255, reference)
+        options = {"labels": {1: "a", 2: "b", 3: "c"}, "fov": inside, "ignore": 255}
+        cases.append(measure_case(prediction, marked, metrics=["PixelAccuracy"], **options))
+    (score,) = pool_scores(cases, ["PixelAccuracy"])
+    assert (score.case, score.label, score.value) == ("all cases", "all", pytest.approx(np.trace(table) / table.sum()))
+    nothing = measure_case(prediction, np.full(shape, 255), metrics=["PixelAccuracy"], **options)
+    assert pool_scores([nothing], ["PixelAccuracy"])[0].value == 1.0
+
+
 def test_specificity_of_a_missed_structure_is_no_reward():
     reference = np.zeros((10, 10), np.uint8)
     reference[0, 0] = 1

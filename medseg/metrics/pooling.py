@@ -193,6 +193,12 @@ def _pooled() -> list[Metric]:
             title=lambda unit, part, whole: f"{name}({part}/{whole})",
         )
 
+    pixels = Metric(
+        "PixelAccuracy", lambda total: total.mean("higher"), "1", "higher",
+        "voxels with the reference's label, background among the labels, over all voxels of all cases" + _BLIND,
+        terms=lambda view: Terms(*view.right_voxels(), (1.0, 1.0)), over="case",
+        source="Long, Shelhamer, Darrell 2015, doi:10.1109/CVPR.2015.7298965",
+    )  # fmt: skip
     membranes = "over the reference's cells, after thinning; mean over images at the threshold where it is best"
     return [
         counts("Dice", "2 |A and B| / (|A| + |B|), the global Dice"),
@@ -252,6 +258,7 @@ def _pooled() -> list[Metric]:
             over="case",
             source="Maška et al. 2014, doi:10.1093/bioinformatics/btu080",
         ),
+        pixels,
         shares("ShareRMSE", lambda total, part, whole: math.sqrt(total.total / total.count), "root mean square"),
         shares("ShareMaximum", lambda total, part, whole: total.largest, "largest"),
         *(

@@ -164,6 +164,13 @@ class CaseView:
         predicted = first.predicted / second.predicted if second.predicted else 0.0
         return predicted, first.present / second.present if second.present else 0.0
 
+    def right_voxels(self) -> tuple[int, int]:
+        """Voxels that count whose label is the reference's, and how many count."""
+        right = self._prediction == self._reference
+        if self._valid is None:
+            return int(np.count_nonzero(right)), right.size
+        return int(np.count_nonzero(right & self._valid)), int(np.count_nonzero(self._valid))
+
     @cached_property
     def objects(self) -> InstanceOverlap:
         """Shared voxels of predicted and real objects."""
