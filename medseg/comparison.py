@@ -110,6 +110,16 @@ def compare(*scores: str | Path | Sequence[str | Path], output: str | Path | Non
     Raises:
         UsageError: less than two evaluations, or nothing in common to compare.
         DataError: a file is missing or broken, units differ, or the cases do: which ones only one of them has is told.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> head = "case,label,metric,value,unit,status,definition"
+    >>> for name, gain in (("before", 0.0), ("after", 0.1)):
+    ...     lines = [f"c{n},cell,Dice,{0.5 + n / 100 + gain},1,scored,Dice" for n in range(10)]
+    ...     _ = (folder / f"{name}.csv").write_text("\\n".join([head, *lines]))
+    >>> (found,) = compare(folder / "before.csv", folder / "after.csv").differences
+    >>> found.n, round(found.difference, 3), found.verdict
+    (10, 0.1, 'better')
     """
     from medseg.metrics.statistics import compare_paired, holm, verdict
 

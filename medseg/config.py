@@ -60,6 +60,10 @@ def load_pipeline(
 
     Raises:
         ConfigError: all faults, each with file, line and column, key, what was expected, and the nearest valid name.
+
+    >>> pipeline = load_pipeline("drive", overrides=["train.minutes=5"])
+    >>> pipeline.dataset, pipeline.train.minutes, pipeline.network.name
+    ('drive', 5.0, 'UNet')
     """
     path = pipeline_file(name, folder=folder)
     document = apply_overrides(read_yaml(path), overrides)

@@ -136,6 +136,16 @@ def evaluate(
         UsageError: wrong arguments, unknown score or protocol.
         DataError: no pair is found, grids differ, values are wrong, files are broken.
         ResourceError: the output cannot be written.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name, columns in (("masks", 4), ("labels", 6)):
+    ...     (folder / name).mkdir()
+    ...     Image.fromarray(np.uint8(np.arange(8) < columns)[None].repeat(4, 0)).save(folder / name / "a.png")
+    >>> evaluate(folder / "masks", folder / "labels", metrics="Dice", labels="1=cell").rows[0].value  # 32 / (16 + 24)
+    0.8
     """
     formats = [formats] if isinstance(formats, str) else list(formats)
     metrics = [metrics] if isinstance(metrics, str) else metrics

@@ -91,6 +91,10 @@ def export_onnx(run: str | Path, output: str | Path) -> Path:
         ResourceError: the extra `onnx` is not installed.
         CheckpointError: the graph's logits differ from the network's by more than 1e-4.
         UsageError, CheckpointError: as `export_package`.
+
+    >>> import medseg
+    >>> medseg.export_onnx("runs/liver", "liver_onnx")  # doctest: +SKIP
+    PosixPath('liver_onnx')
     """
     try:
         import onnxruntime  # noqa: F401  (asked for before anything is written; torch.onnx and the check use them)
@@ -122,6 +126,10 @@ def export_bundle(run: str | Path, output: str | Path) -> Path:
 
     Raises:
         UsageError, CheckpointError, ResourceError: as `export_package`.
+
+    >>> import medseg
+    >>> medseg.export_bundle("runs/liver", "liver_bundle")  # doctest: +SKIP
+    PosixPath('liver_bundle')
     """
     model = load_model(run)
     folder = _target(output, model, "state_dict")

@@ -128,6 +128,10 @@ def predict(
         UsageError, CheckpointError, ResourceError: before the first case: nothing to predict, wrong options, a
             model that cannot be used, an output folder that cannot be written, or in which a file that is not a
             prediction would be replaced.
+
+    >>> import medseg
+    >>> medseg.predict("runs/liver", ["scans/p1.nii.gz", "scans/p2.nii.gz"], "masks").exit_code  # doctest: +SKIP
+    0
     """
     share = choose_shard(shard)
     output, format = Path(output), None if format is None else format.lower()

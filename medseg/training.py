@@ -14,26 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg.checkpoint import CheckpointStore
-from medseg.component import build_component
-from medseg.config import Pipeline, to_yaml
+from medseg.config import Pipeline
 from medseg.distributed import Group, lost_process, processes, tell_copies
-from medseg.engine_budget import Budget
 from medseg.engine_session import Session
 from medseg.engine_stream import BatchStream
-from medseg.engine_validation import Validator
-from medseg.errors import CheckpointError, MedsegError, ResourceError
+from medseg.errors import MedsegError, ResourceError
 from medseg.errors_arguments import checked
 from medseg.handlers import Output, attach_handlers, close_epoch, make_engine, run_engine, save_epoch
 from medseg.handlers_output import BarOutput, LineOutput, MlflowOutput, TableOutput, TensorBoardOutput, write_profile
 from medseg.handlers_signals import Signals, Stopped, listen
 from medseg.hardware import Hardware, choose_hardware, configured
-from medseg.run import RunFolder, newest_run, provenance
-from medseg.training_finish import load_best, mend_best, predict_validation
+from medseg.run import RunFolder, newest_run
+from medseg.training_finish import load_best, predict_validation
 from medseg.training_memory import check_memory, memory_error
 from medseg.training_plan import Plan, plan_new, plan_resume
 from medseg.training_rate import LearningRates, find_learning_rate
-from medseg.training_setup import Prepared, build_step, prepare
+from medseg.training_session import describe_run, open_session
+from medseg.training_setup import Prepared, prepare
 from medseg.training_threshold import choose_threshold
 from medseg.training_weights import load_weights
 
@@ -86,6 +83,15 @@ def train(
         ResourceError: disk, memory, device; E530, before anything is prepared: MLflow is not installed.
         TrainingError: the loss is no number, or a data worker was lost.
         KeyboardInterrupt, SystemExit(143): SIGINT or SIGTERM came; the run is saved and can be resumed.
+
+    >>> import tempfile
+    >>> from medseg.phantom import write_phantom
+    >>> data = write_phantom("cell", tempfile.mkdtemp(), cases=5).parent
+    >>> short = ["epochs=1", "iterations_per_epoch=1", "batch=2", "patch=[64,64]", "workers=0"]
+    >>> short = [f"train.{setting}" for setting in short]
+    >>> run = train("cell", data=data, output=data / "runs", cache=data / "cache", overrides=short, progress=False)
+    >>> (run / "best.pt").is_file()
+    True
     """
     if mlflow:
         MlflowOutput.find()
@@ -124,77 +130,18 @@ def _train_plan(
     deterministic = plan.pipeline.train.deterministic
     alone = run.alone() if group.writes else contextlib.nullcontext()
     with alone, listen() as signals, _status(run, group, show), configured(hardware, deterministic=deterministic):
-        session = _open_session(plan, prepared, split, run)
+        session = open_session(plan, prepared, split, run)
         if init is not None and plan.state is None:
             session.notices += load_weights(session.step, init, session.split, plan.spec)
         session.notices += check_memory(session)
         session.notices[:0] = [*tell_copies(), *plan.notices, *prepared.notices]
         for notice in session.notices:
             show(f"note: {notice}")
-        _describe(plan, prepared, session, None if init is None else str(newest_run(init).resolve()))
+        describe_run(plan, prepared, session, None if init is None else str(newest_run(init).resolve()))
         _run(session, prepared, signals, mlflow=mlflow, progress=progress, show=show)
         if profile and group.writes:
             show(write_profile(session, run.path / "profile.txt"))
     return run.path
-
-
-def _open_session(plan: Plan, prepared: Prepared, split: dict[str, Any], run: RunFolder) -> Session:
-    pipeline = plan.pipeline
-    step, notices = build_step(prepared, replicas=plan.replicas)
-    session = Session(
-        pipeline=pipeline,
-        spec=plan.spec,
-        hardware=prepared.hardware,
-        group=prepared.group,
-        run=run,
-        checkpoints=CheckpointStore(run.path),
-        maker=prepared.maker,
-        step=step,
-        schedule=build_component(pipeline.schedule, "schedule"),
-        budget=Budget.of(pipeline.train, prepared.maker.iterations),
-        validator=Validator(pipeline, plan.spec, prepared.validation, prepared.hardware, prepared.patients),
-        split=split,
-        channels=prepared.channels,
-        seen=prepared.seen,
-        replicas=plan.replicas or step.parts,
-        rates=[float(part["lr"]) for part in step.optimizer.param_groups],
-        device_augmentation=prepared.device_augmentation,
-        notices=notices,
-    )
-    if plan.state is not None:
-        try:
-            session.restore(plan.state)
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            text = "the checkpoint is not one of this run's network and optimizer"
-            found = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(text, code="E363", file=run.path, found=found) from error
-        session.notices += plan.reopen(session, prepared.keys) + mend_best(session, plan.state)
-    return session
-
-
-def _describe(plan: Plan, prepared: Prepared, session: Session, init: str | None) -> None:
-    """pipeline.yaml, split.json, provenance.json: what was asked, and of what."""
-    if not session.group.writes:
-        return
-    run = session.run
-    run.write_text("pipeline.yaml", to_yaml(plan.pipeline))
-    run.write_json("split.json", session.split)
-    facts = provenance(
-        data=str(plan.root.resolve()),
-        dataset=plan.spec.name,
-        hardware=session.hardware.describe(),
-        processes=session.group.world,
-        iterations_per_epoch=session.per_epoch,
-        cases=prepared.keys,
-        notices=session.notices,
-        init=init,
-    )
-    earlier = run.read_json("provenance.json") if plan.state is not None else None
-    if isinstance(earlier, dict):
-        before, facts["init"] = earlier.get("cases", {}), earlier.get("init")
-        earlier["cases"] = {name: key for name, key in before.items() if prepared.keys.get(name) != key}
-        facts["earlier"] = [*earlier.pop("earlier", []), earlier]
-    run.write_json("provenance.json", facts)
 
 
 def _run(session: Session, prepared: Prepared, signals: Signals, *, mlflow: bool, progress: bool, show: Any) -> None:

@@ -77,6 +77,16 @@ def predict_case(  # type: ignore[misc]  (the overloads write `**options` for th
         ResourceError: out of memory even with the smallest plan.
 
     A 2-D network takes a 3-D image slice by slice along the last axis.
+
+    >>> from medseg.inference import OverlapTileInferer
+    >>> from medseg.volumes import Geometry
+    >>> network = torch.nn.Conv2d(1, 2, 1)
+    >>> _ = network.weight.data.copy_(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)), network.bias.data.zero_()
+    >>> network.context, network.divisor, network.exact_under_tiling = (0, 0), (1, 1), True
+    >>> grid, image = Geometry.of((2, 3)), torch.tensor([[[-1.0, 2, 2], [-1, -1, 2]]])  # label 1 where it is above 0
+    >>> predict_case([network.eval()], image, inferer=OverlapTileInferer(), affine_pre=grid.affine, native=grid)
+    array([[0, 1, 1],
+           [0, 0, 1]], dtype=uint8)
     """
     if not networks:
         raise UsageError("no network given", field="networks")

@@ -35,7 +35,12 @@ def average_precision(
 
 
 def mean_average_precision(prediction: np.ndarray | InstanceOverlap, reference: np.ndarray | None = None) -> float:
-    """Mean of `average_precision` at IoU above 0.50, 0.55 ... 0.95. Caicedo et al., doi:10.1038/s41592-019-0612-7."""
+    """Mean of `average_precision` at IoU above 0.50, 0.55 ... 0.95. Caicedo et al., doi:10.1038/s41592-019-0612-7.
+
+    >>> import numpy as np
+    >>> mean_average_precision(np.array([[1, 1, 1, 0]]), np.array([[1, 1, 1, 1]]))  # IoU 0.75: above 5 of the 10
+    0.5
+    """
     table = overlap_table(prediction, reference)
     return float(np.mean([average_precision(table, threshold=threshold) for threshold in AP_THRESHOLDS]))
 
@@ -44,6 +49,10 @@ def panoptic_quality(prediction: np.ndarray | InstanceOverlap, reference: np.nda
     """Sum of the IoU of pairs above 0.5, divided by TP + FP/2 + FN/2; 1 if there are no objects at all.
 
     Kirillov et al. 2019, doi:10.1109/CVPR.2019.00963.
+
+    >>> import numpy as np
+    >>> panoptic_quality(np.array([[1, 1, 1, 0, 2]]), np.array([[1, 1, 1, 1, 0]]))  # 0.75 / (1 + 0.5)
+    0.5
     """
     match = match_instances(prediction, reference, 0.5)
     weight = match.tp + (match.fp + match.fn) / 2

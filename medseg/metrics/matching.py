@@ -230,7 +230,11 @@ def merge_touching(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.nd
 
 
 def label_components(mask: np.ndarray) -> np.ndarray:
-    """Number the connected components of a mask from 1; int32. Voxels connect through faces (4 or 6 neighbours)."""
+    """Number the connected components of a mask from 1; int32. Voxels connect through faces (4 or 6 neighbours).
+
+    >>> label_components(np.array([[1, 1, 0], [0, 0, 1]])).tolist()  # a corner does not connect
+    [[1, 1, 0], [0, 0, 2]]
+    """
     from scipy.ndimage import label
 
     numbered = np.zeros(np.shape(mask), dtype=np.int32)

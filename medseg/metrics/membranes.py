@@ -71,6 +71,11 @@ def membrane_curve(
 
     Raises:
         GeometryError: shapes differ.
+
+    >>> cells = np.zeros((8, 17)); cells[1:7, 1:8] = cells[1:7, 9:16] = 0.9  # and a membrane of one pixel between them
+    >>> curve = membrane_curve(cells, cells > 0.5, thresholds=(0.5, 0.95))  # at 0.95 there is no cell left
+    >>> [round(float(value), 3) for value in curve.rand]
+    [1.0, 0.0]
     """
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     check_same_shape(prediction, reference)

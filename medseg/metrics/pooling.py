@@ -196,7 +196,7 @@ def _pooled() -> list[Metric]:
     pixels = Metric(
         "PixelAccuracy", lambda total: total.mean("higher"), "1", "higher",
         "voxels with the reference's label, background among the labels, over all voxels of all cases" + _BLIND,
-        terms=lambda view: Terms(*view.right_voxels(), (1.0, 1.0)), over="case",
+        terms=lambda view: Terms(*view.right_voxels(), empty=(1.0, 1.0)), over="case",
         source="Long, Shelhamer, Darrell 2015, doi:10.1109/CVPR.2015.7298965",
     )  # fmt: skip
     membranes = "over the reference's cells, after thinning; mean over images at the threshold where it is best"

@@ -106,6 +106,9 @@ def measure_case(
         GeometryError: shapes differ.
         LabelError: a value in prediction or reference that `labels` does not have.
         UsageError: unknown scores or arguments, missing probabilities, spacing that does not fit.
+
+    >>> measure_case(np.array([[0, 1, 1]]), np.array([[0, 1, 0]]), labels={1: "cell"}).scores[0].value
+    0.6666666666666666
     """
     wanted = parse_metrics(metrics)
     prediction, reference = whole_numbers(prediction, "prediction"), whole_numbers(reference, "reference")

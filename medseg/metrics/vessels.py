@@ -73,6 +73,10 @@ def probability_counts(
     Raises:
         GeometryError: shapes differ.
         UsageError: NaN among the probabilities.
+
+    >>> counts = probability_counts(np.array([0.1, 0.9, 0.9]), np.array([0, 0, 1]))
+    >>> counts.values.tolist(), counts.inside.tolist(), counts.outside.tolist()
+    ([0.1, 0.9], [0, 1], [1, 1])
     """
     probability, reference = np.asarray(probability), np.asarray(reference)
     check_same_shape(probability, reference, mask)

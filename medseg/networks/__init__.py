@@ -41,6 +41,9 @@ def build_network(name: str, **arguments: Any) -> SegmentationNetwork:
 
     Raises:
         UsageError: no such network, no such argument (the message names the nearest), or a wrong value.
+
+    >>> build_network("FCN", spatial_dims=2, in_channels=3, out_channels=2, channels=(4, 4, 8, 8, 8), hidden=16).divisor
+    (32, 32)
     """
     if name not in NETWORKS:
         raise UsageError("no such network", field="network", **_nearest(name, list(NETWORKS)))

@@ -116,6 +116,10 @@ class FullResolutionGate(nn.Module):
         inter_channels: features in between; half of x_channels when None.
         norm: None, "batch" or "instance".
         open_gates: the last bias starts at 3, so that the gates begin nearly open.
+
+    >>> gated, alpha = FullResolutionGate(2, 4)(torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 16, 16))
+    >>> gated.shape, alpha.shape
+    (torch.Size([1, 4, 16, 16]), torch.Size([1, 1, 16, 16]))
     """
 
     def __init__(

@@ -218,6 +218,11 @@ class SegmentationNetwork(nn.Module):
         receptive_field: voxels per axis that one output voxel depends on at most.
         padded: True when the output has the size of the input.
         exact_under_tiling: True when, in eval mode, tiles given their context and cropped equal the whole image.
+
+    >>> from medseg.networks import UNet
+    >>> network = UNet(channels=(4, 8), padding="same", norm="instance")  # whose statistics are those of a tile
+    >>> isinstance(network, SegmentationNetwork), network.padded, network.exact_under_tiling
+    (True, True, False)
     """
 
     def __init__(
