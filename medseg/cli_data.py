@@ -206,7 +206,7 @@ def data_pages(
     ),
 )
 def data_phantom(
-    kind: Annotated[str, typer.Argument(help="liver, drive or cell.")],
+    kind: Annotated[str, typer.Argument(help="liver, drive, cell or shapes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The data folder to write into.")],
     cases: Annotated[int, typer.Option(help="Labelled training cases.")] = 8,
     seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 0,

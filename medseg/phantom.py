@@ -7,6 +7,7 @@ disease; phantoms show that a pipeline works, never how well it would do on pati
     liver   DIR/Task03_Liver/{dataset.json,imagesTr,labelsTr,imagesTs}     CT in HU, 1 liver, 2 tumour
     drive   DIR/DRIVE/{training,test}/{images,1st_manual,mask}             fundus photographs with a field of view
     cell    DIR/dsb2018/stage1_train/ID/{images,masks}, types.csv          nuclei, one mask file for each
+    shapes  DIR/shapes/{images,labels}                                     circles, squares, triangles; outlines void
 
 A case depends on (kind, seed, number of the case) only: asking for more cases does not change the first ones.
 """
@@ -25,9 +26,9 @@ import numpy as np
 from medseg.errors import UsageError
 from medseg.files import atomic_path, probe_writable, write_bytes, write_text
 from medseg.phantom_ct import draw_ct
-from medseg.phantom_pictures import draw_fundus, draw_nuclei
+from medseg.phantom_pictures import draw_fundus, draw_nuclei, draw_shapes
 
-__all__ = ["KINDS", "draw_ct", "draw_fundus", "draw_nuclei", "write_phantom"]
+__all__ = ["KINDS", "draw_ct", "draw_fundus", "draw_nuclei", "draw_shapes", "write_phantom"]
 
 
 def write_phantom(
@@ -38,12 +39,12 @@ def write_phantom(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `cases` training cases (and one or more test cases) of a kind into `output`.
+    """Write `cases` training cases of a kind into `output`.
 
     Args:
-        kind: "liver", "drive" or "cell".
+        kind: "liver", "drive", "cell" or "shapes".
         output: the data root to write into; the set's own folder is made inside it.
-        cases: number of labelled training cases, at least 1.
+        cases: number of labelled training cases, at least 1. Liver and drive get test cases too, a quarter as many.
         seed: any integer; the same seed gives the same voxels. Two names of one kind never share a file.
         progress: called with (done, total) after each case.
 
@@ -148,6 +149,14 @@ def _write_cell(target: Path, cases: int, seed: int) -> Iterator[int]:
     write_text(target / "types.csv", table.getvalue())
 
 
+def _write_shapes(target: Path, cases: int, seed: int) -> Iterator[int]:
+    for number in range(cases):
+        picture, label = draw_shapes(_rng("shapes", seed, number))
+        _write_picture(target / "images" / f"{number:04d}.png", picture, "PNG")
+        _write_picture(target / "labels" / f"{number:04d}.png", label, "PNG")
+        yield cases
+
+
 def _write_picture(path: Path, array: np.ndarray, kind: str) -> None:
     from PIL import Image
 
@@ -166,4 +175,5 @@ KINDS: dict[str, tuple[str, Callable[[Path, int, int], Iterator[int]]]] = {
     "liver": ("Task03_Liver", _write_liver),
     "drive": ("DRIVE", _write_drive),
     "cell": ("dsb2018", _write_cell),
+    "shapes": ("shapes", _write_shapes),
 }

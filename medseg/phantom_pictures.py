@@ -1,10 +1,10 @@
-"""Photographs of the retina and pictures of nuclei by arithmetic."""
+"""Photographs of the retina, pictures of nuclei and of plain shapes by arithmetic."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["draw_fundus", "draw_nuclei"]
+__all__ = ["draw_fundus", "draw_nuclei", "draw_shapes"]
 
 
 def draw_fundus(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,3 +91,35 @@ def draw_nuclei(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, 
     picture = gaussian_filter(light * texture, 1.2) * rng.uniform(90, 190) + rng.uniform(4, 22)
     picture += rng.normal(0, 1, light.shape) * rng.uniform(1.5, 5)
     return np.clip(picture, 0, 255).astype(np.uint8), instances
+
+
+def draw_shapes(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """One to four coloured shapes: (RGB uint8 (size, size, 3), label uint8: 1 circle, 2 square, 3 triangle, 255 void).
+
+    Void are the two pixels on either side of every outline. A later shape covers a part of an earlier one at most.
+    """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    label, number = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
+    picture = np.empty((size, size, 3), np.float32)
+    picture[:] = ground = rng.uniform(30, 225, 3)
+    for shape in range(1, int(rng.integers(1, 5)) + 1):
+        kind, radius = int(rng.integers(1, 4)), rng.uniform(size / 10, size / 5)
+        y, x = rng.uniform(radius, size - radius, (2, 1, 1))
+        colour = rng.uniform(30, 225, 3)
+        while abs(colour - ground).max() < 60:
+            colour = rng.uniform(30, 225, 3)
+        down, right = rows - y, columns - x
+        if kind == 1:
+            inside = down**2 + right**2 <= radius**2
+        elif kind == 2:
+            inside = np.maximum(abs(down), abs(right)) <= radius
+        else:  # as high as wide, the point at the top
+            inside = (abs(down) <= radius) & (2 * abs(right) <= down + radius)
+        if (number[inside] > 0).mean() > 0.3:
+            continue
+        label[inside], number[inside], picture[inside] = kind, shape, colour
+    outline = maximum_filter(number, 3) != minimum_filter(number, 3)
+    picture += rng.normal(0, 6, picture.shape)
+    return np.clip(picture, 0, 255).astype(np.uint8), np.where(outline, np.uint8(255), label)

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from medseg.errors import ResourceError, UsageError
-from medseg.phantom import draw_ct, draw_fundus, draw_nuclei, write_phantom
+from medseg.phantom import draw_ct, draw_fundus, draw_nuclei, draw_shapes, write_phantom
 
 
 def centroid_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -63,6 +64,28 @@ def test_nuclei_touch_and_none_covers_another():
     assert touching > 20
 
 
+def test_shapes_are_what_they_are_called_and_their_outlines_void():
+    shares = {1: [], 2: [], 3: []}
+    for seed in range(40):
+        picture, label = draw_shapes(np.random.default_rng(seed))
+        assert (picture.shape, label.shape, label.dtype) == ((128, 128, 3), (128, 128), np.uint8)
+        assert set(np.unique(label)) <= {0, 1, 2, 3, 255}
+        parts, _ = ndimage.label(label != 255)  # outlines part everything
+        for part, box in enumerate(ndimage.find_objects(parts), start=1):
+            inside = parts == part
+            (kind,) = np.unique(label[inside])
+            if inside.sum() > 50:  # of one colour: nothing but noise
+                assert picture[inside].std(axis=0).max() < 10
+            wide, high = (side.stop - side.start for side in box)
+            alone = label[ndimage.binary_dilation(inside, iterations=4) & ~inside]
+            if kind and set(np.unique(alone)) == {0, 255} and abs(wide - high) <= 2:  # whole, nothing over it
+                shares[kind].append(inside.sum() / (wide * high))
+    # of the square around it a circle fills pi / 4, a square all, and half a triangle as high as wide
+    for kind, expected in ((1, np.pi / 4), (2, 1.0), (3, 0.5)):
+        assert len(shares[kind]) > 5
+        assert np.median(shares[kind]) == pytest.approx(expected, abs=0.05)
+
+
 def test_written_layouts_are_the_published_ones(tmp_path):
     liver = write_phantom("liver", tmp_path, cases=3, seed=5)
     facts = json.loads((liver / "dataset.json").read_text())
@@ -92,6 +115,11 @@ def test_written_layouts_are_the_published_ones(tmp_path):
         assert len(masks) == int(row["n_nuclei"]) > 0
         assert max(sum((m > 0).astype(int) for m in masks).ravel()) == 1
         assert np.asarray(Image.open(folder / "images" / f"{row['id']}.png")).shape == (256, 256, 4)
+
+    shapes = write_phantom("shapes", tmp_path, cases=2)
+    assert sorted(p.relative_to(shapes).as_posix() for p in shapes.rglob("*.png")) == [
+        "images/0000.png", "images/0001.png", "labels/0000.png", "labels/0001.png",
+    ]  # fmt: skip
 
 
 def test_same_seed_same_bytes_and_more_cases_do_not_change_the_first(tmp_path):
