@@ -16,6 +16,7 @@ _WORDS = {
     "specificity": "Share of everything else that was rightly left alone.",
     "precision": "Share of what was marked that is really the structure. 1 means that nothing too much was marked.",
     "accuracy": "Share of all voxels with the right answer; high by itself where the structure is small.",
+    "pixel accuracy": "Share of all pixels with the right label, background included; high where that is most.",
     "hd": "The largest distance between the two surfaces: how far the worst point of the outline is off.",
     "hausdorff": "The largest distance between the two surfaces: how far the worst point of the outline is off.",
     "hd95": "Like the largest surface distance, but leaves out the worst 5 % of the outline. 0 is perfect.",
