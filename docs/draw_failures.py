@@ -38,7 +38,7 @@ def choose_plane(view: View, labels: Mapping[int, str]) -> tuple[np.ndarray, np.
         # the patient's right on the left, anterior at the top, as the report shows them
         error = error[::-1, ::-1, index].T
         image = None if image is None else image[::-1, ::-1, index].T
-        where = f", slice {index}"
+        where = f", slice {index + 1}"
     marked = np.argwhere(error > 0)
     if len(marked):
         low, high = np.maximum(marked.min(axis=0) - MARGIN, 0), marked.max(axis=0) + MARGIN + 1

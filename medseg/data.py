@@ -32,6 +32,7 @@ __all__ = [
     "check_parts",
     "data_root",
     "find_cases",
+    "find_parts",
     "load_image_sample",
     "load_sample",
     "make_split",
@@ -59,9 +60,24 @@ def find_cases(spec: DatasetSpec, root: str | Path, *, part: str = "training") -
     if part not in (*PARTS, "all"):
         raise UsageError("no such part", field="part", expected=", ".join((*PARTS, "all")), found=part)
     root = data_root(root)
+    return _of_part(_listed(spec, root), part, spec, root)
+
+
+def find_parts(spec: DatasetSpec, root: str | Path) -> tuple[list[Case], list[Case]]:
+    """What `find_cases` gives for training, and the cases for testing (perhaps none), from one look at the files."""
+    root = data_root(root)
+    cases = _listed(spec, root)
+    return _of_part(cases, "training", spec, root), [case for case in cases if case.split == "test"]
+
+
+def _listed(spec: DatasetSpec, root: Path) -> list[Case]:
     cases, problems = list_cases(spec, root)
     if problems:
         raise collect(problems)
+    return cases
+
+
+def _of_part(cases: list[Case], part: str, spec: DatasetSpec, root: Path) -> list[Case]:
     wanted = {"training": ("training", "validation"), "all": PARTS}.get(part, (part,))
     chosen = [case for case in cases if case.split in wanted]
     if not chosen:

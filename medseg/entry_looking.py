@@ -67,7 +67,7 @@ def look_at_files(
         found += [problem for problem in error.problems if not found or problem.code != "E335"]
     found += unlike_grids(grids, dims, affine)
     if found or seen is None or known is None:
-        raise collect(list({(p.code, p.case, p.file, p.found): p for p in reversed(found)}.values())[::-1])
+        raise collect(list({(p.code, p.case, p.file, p.found): p for p in found}.values()))
     return seen, known
 
 

@@ -146,6 +146,20 @@ def check_parts(cases: Iterable[Case]) -> list[MedsegError]:
     return check_leaks(training, validation) + check_leaks([*training, *validation], test)
 
 
+def tell_test_leaks(cases: Iterable[Case], test: Iterable[Case]) -> list[str]:
+    """A note where images or patients of the test part are among the other cases, which training may see.
+
+    >>> tell_test_leaks([Case("a", (), group="p1")], [Case("b", (), group="p1", split="test")])
+    ['1 test case shares image or patient with training: b; its scores are no test (`medseg data check`)']
+    """
+    shared = list(dict.fromkeys(str(problem.case) for problem in check_leaks(cases, test)))
+    if not shared:
+        return []
+    are, their = ("share image or patient", "their") if len(shared) > 1 else ("shares image or patient", "its")
+    told = f"{counted(len(shared), 'test case')} {are} with training: {listed(shared)}"
+    return [f"{told}; {their} scores are no test (`medseg data check`)"]
+
+
 def _group_folds(groups: dict[str, list[Case]], folds: int, random: np.random.Generator) -> list[Fold]:
     names = [sorted(groups)[i] for i in random.permutation(len(groups))]
     names.sort(key=lambda name: -len(groups[name]))  # stable: equal groups stay in random order
@@ -191,20 +205,3 @@ def _random(seed: int) -> np.random.Generator:
 
 def _sorted(ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(ids))
-
-
-def tell_test_leaks(cases: Sequence[Case]) -> list[str]:
-    """A note where images or patients of the test part are among the others, which training may see.
-
-    >>> cases = [Case(id=part, images=(), group="p1", split=part) for part in ("training", "test")]
-    >>> tell_test_leaks(cases)
-    ['1 test case shares image or patient with training: test; its scores are no test (`medseg data check`)']
-    """
-    test = [case for case in cases if case.split == "test"]
-    leaks = check_leaks([case for case in cases if case.split != "test"], test) if test else []
-    if not leaks:
-        return []
-    shared = list(dict.fromkeys(str(problem.case) for problem in leaks))
-    are, their = ("share image or patient", "their") if len(shared) > 1 else ("shares image or patient", "its")
-    told = f"{counted(len(shared), 'test case')} {are} with training: {listed(shared)}"
-    return [f"{told}; {their} scores are no test (`medseg data check`)"]

@@ -18,7 +18,7 @@ from medseg.checkpoint_grids import mixed_grids, seen_grids
 from medseg.component import build_component
 from medseg.component_table import makes_labels
 from medseg.config import DatasetSpec, Pipeline
-from medseg.data import Case, check_leaks, find_cases, make_split, tell_test_leaks
+from medseg.data import Case, check_leaks, find_parts, make_split, tell_test_leaks
 from medseg.distributed import Group, wrap_network
 from medseg.engine import TrainStep, build_network, build_optimizer, check_patch, crop_margin
 from medseg.engine_compile import choose_compiled
@@ -117,8 +117,7 @@ def prepare(
     Raises:
         MedsegError: all that is wrong with the data, collected; a network that cannot take the patch.
     """
-    everything = find_cases(spec, root, part="all")
-    found = [case for case in everything if case.split != "test"] or find_cases(spec, root, part="training")
+    found, test = find_parts(spec, root)
     known = {case.id: case for case in found}
     if split is None and pipeline.train.replicas != "auto":  # asked for by number: refused before an image is opened
         with torch.device("meta"):
@@ -135,7 +134,7 @@ def prepare(
     store = CaseStore(spec, pipeline.preprocess, folder=cache, dims=dims)
     stored = _store(store, [known[name] for name in names], group, show)
     training = {name: stored[name] for name in split["training"]}
-    notices = [*tell_test_leaks(everything), *store.notices, *_notices(stored)]
+    notices = [*tell_test_leaks(found, test), *store.notices, *_notices(stored)]
     # in a set of few cases one fold may hold all there is of a label: the others are still worth training, knowingly
     notices += [
         f"label {name} has no voxel in this fold's training cases and cannot be learnt here"
